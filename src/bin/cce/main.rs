@@ -1,0 +1,2 @@
+//! The `cce` command.
+fn main() {}
