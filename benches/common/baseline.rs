@@ -33,6 +33,17 @@ impl Baseline {
         buffers.iter().map(|b| b.len() * size_of::<f32>()).sum()
     }
 
+    /// The plain matmul of the size of the logits that every other time is a multiple of; destroys the forward's state.
+    pub fn multiply_only(&mut self, workload: &Workload) {
+        let shape = workload.shape;
+        self.plane.resize(shape.tokens * shape.vocab, 0.0);
+        multiply(
+            &mut self.plane,
+            View::new(workload.wide_embeddings(), shape.tokens, shape.hidden),
+            View::new(workload.wide_classifier(), shape.vocab, shape.hidden).transposed(),
+        );
+    }
+
     /// Mean loss over all tokens.
     pub fn forward(&mut self, workload: &Workload) -> f32 {
         let shape = workload.shape;
