@@ -1,7 +1,67 @@
 //! Values of command line options that several subcommands share.
 
 use clap::ValueEnum;
-use cut_cross_entropy::{DType, GradientFilter};
+use cut_cross_entropy::{Cpu, DType, GradientDType, GradientFilter, Reduction};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The fastest that this build and this machine have.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl BackendArg {
+    /// The backend, or why there is none.
+    pub fn open(self) -> anyhow::Result<Cpu> {
+        match self {
+            BackendArg::Auto | BackendArg::Cpu => Ok(Cpu),
+            BackendArg::Cuda => anyhow::bail!("this build has no CUDA backend; use --backend cpu"),
+        }
+    }
+}
+
+/// How per-token losses become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReductionArg {
+    /// They do not: gradients are those of `Σ d_losses_i · losses_i`.
+    None,
+    /// Weighted mean over tokens that are not ignored.
+    Mean,
+    /// Sum.
+    Sum,
+}
+
+impl From<ReductionArg> for Reduction {
+    fn from(arg: ReductionArg) -> Reduction {
+        match arg {
+            ReductionArg::None => Reduction::None,
+            ReductionArg::Mean => Reduction::Mean,
+            ReductionArg::Sum => Reduction::Sum,
+        }
+    }
+}
+
+/// Element type of gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GradientDTypeArg {
+    /// That of the tensor which the gradient belongs to.
+    Input,
+    /// f32.
+    F32,
+}
+
+impl From<GradientDTypeArg> for GradientDType {
+    fn from(arg: GradientDTypeArg) -> GradientDType {
+        match arg {
+            GradientDTypeArg::Input => GradientDType::Input,
+            GradientDTypeArg::F32 => GradientDType::F32,
+        }
+    }
+}
 
 /// Element type of embeddings and classifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,6 +5,8 @@ mod bench;
 #[path = "../../../benches/common/mod.rs"]
 mod common;
 mod heap;
+mod run;
+mod tensors;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,11 +27,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::RunArgs),
     Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -115,8 +115,7 @@ fn log_panel(
         for (k, (_, upper)) in values(report).into_iter().enumerate() {
             let (left, right) = (start + k as f64 + 0.06, start + k as f64 + 0.94);
             let upper = upper.max(low);
-            chart
-                .draw_series([Rectangle::new([(left, low), (right, upper)], COLORS[k % COLORS.len()].filled())])?;
+            chart.draw_series([Rectangle::new([(left, low), (right, upper)], COLORS[k % COLORS.len()].filled())])?;
             chart.draw_series([Text::new(format!("{upper:.0}"), (start + k as f64 + 0.5, upper * 1.1), above())])?;
         }
         name_group(&chart, area, report, start)?;

@@ -99,10 +99,9 @@ pub fn print(workload: &Workload, seeds: u64, progress: &ProgressBar) -> anyhow:
         }
         let biased = gradients(workload, GradientFilter::Threshold { eps })?;
         progress.inc(1);
-        for (gradient, exact, biased_gradient) in [
-            ("dE", &exact.d_embeddings, &biased.d_embeddings),
-            ("dC", &exact.d_classifier, &biased.d_classifier),
-        ] {
+        for (gradient, exact, biased_gradient) in
+            [("dE", &exact.d_embeddings, &biased.d_embeddings), ("dC", &exact.d_classifier, &biased.d_classifier)]
+        {
             let mut errors = Errors::new(exact);
             errors.add(biased_gradient);
             let error = errors.relative[0];

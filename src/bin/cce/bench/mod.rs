@@ -12,13 +12,15 @@ use crate::common::shapes;
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
 use crate::heap;
+use crate::tensors::TensorFile;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
-use cut_cross_entropy::{DType, GradientFilter, HostBuffer, Shape};
+use cut_cross_entropy::memory::Buffer;
+use cut_cross_entropy::{CceOptions, DType, GradientFilter, HostBuffer, Inputs, Matrix, Problem, Shape};
 use indicatif::{ProgressBar, ProgressStyle};
 use methods::{Bench, Method};
 use report::{MethodReport, ShapeReport};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use timing::{Pair, Seconds};
 
 /// Time and memory of forward and backward, against the materialising baseline.
@@ -101,7 +103,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let methods: Vec<Method> = args.methods.iter().map(|m| m.method(args.eps)).collect();
     let progress = progress_bar();
     let mut reports = Vec::new();
-    for name in &args.shape {
+    if let Some(path) = &args.input {
+        progress.set_message(format!("reading {}", path.display()));
+        let (workload, dtype) = from_file(path)?;
+        let name = path.file_stem().map_or("input".into(), |stem| stem.to_string_lossy().replace(',', "_"));
+        reports.extend(bench(&name, &workload, dtype, &methods, args, &progress)?);
+    }
+    for name in args.shape.iter().filter(|_| args.input.is_none()) {
         let named = shapes::find(name).with_context(|| format!("no shape is named `{name}`; `cce info` lists them"))?;
         let asked = Shape {
             tokens: args.tokens.unwrap_or(named.shape.tokens),
@@ -128,6 +136,40 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         chart::write(path, &reports)?;
     }
     Ok(())
+}
+
+/// Tensors of a trained model, without the tokens that have no target.
+fn from_file(path: &Path) -> anyhow::Result<(Workload, DType)> {
+    let mut file = TensorFile::open(path)?;
+    let (embeddings, classifier) = (file.require("embeddings")?, file.require("classifier")?);
+    let targets = file.require("targets")?.to_indices()?;
+    let [tokens, hidden] = embeddings.matrix("embeddings")?;
+    let [vocab, _] = classifier.matrix("classifier")?;
+    let dtype = embeddings.slice().dtype();
+    let inputs: Inputs<'_> = Inputs::new(
+        Matrix::new(embeddings.slice(), tokens, hidden),
+        Matrix::new(classifier.slice(), vocab, hidden),
+        &targets,
+    );
+    Problem::new(&inputs, &CceOptions::default())?;
+    let kept: Vec<usize> = (0..tokens).filter(|&i| targets[i] >= 0).collect();
+    ensure!(!kept.is_empty() && vocab > 0 && hidden > 0, "a benchmark needs tokens with targets, classes and columns");
+    let embeddings = rows(embeddings.into_buffer("embeddings")?, hidden, &kept);
+    let targets = kept.iter().map(|&i| targets[i]).collect();
+    let shape = Shape { tokens: kept.len(), hidden, vocab };
+    Ok((Workload::from_parts(shape, embeddings, classifier.into_buffer("classifier")?, targets), dtype))
+}
+
+fn rows(matrix: HostBuffer, columns: usize, kept: &[usize]) -> HostBuffer {
+    fn pick<T: Copy>(matrix: &[T], columns: usize, kept: &[usize]) -> Vec<T> {
+        kept.iter().flat_map(|&i| &matrix[i * columns..][..columns]).copied().collect()
+    }
+    match matrix {
+        HostBuffer::F32(m) => HostBuffer::F32(pick(&m, columns, kept)),
+        HostBuffer::F16(m) => HostBuffer::F16(pick(&m, columns, kept)),
+        HostBuffer::BF16(m) => HostBuffer::BF16(pick(&m, columns, kept)),
+        other => other,
+    }
 }
 
 /// Verifies, then times all methods on one workload.
@@ -159,7 +201,8 @@ fn bench(
     let shortest = measured.matmul.iter().map(|t| t.wall).fold(f64::INFINITY, f64::min);
     for (report, pairs) in reports.iter_mut().zip(&measured.pairs) {
         let phase = |time: fn(&(Seconds, Seconds)) -> Seconds| {
-            let pairs: Vec<Pair> = pairs.iter().map(|(step, matmul)| Pair { time: time(step), matmul: *matmul }).collect();
+            let pairs: Vec<Pair> =
+                pairs.iter().map(|(step, matmul)| Pair { time: time(step), matmul: *matmul }).collect();
             timing::summarize(&pairs, shortest)
         };
         report.forward = phase(|step| step.0);
@@ -170,7 +213,6 @@ fn bench(
         name: name.into(),
         shape,
         dtype,
-        survey: workload.survey.clone(),
         matmul_ms: measured.matmul.iter().map(|t| t.wall * 1e3).collect(),
         methods: reports,
     };

@@ -1,7 +1,6 @@
 //! The benchmark's table and its CSV file.
 
 use super::timing::{Summary, median};
-use crate::common::survey::Survey;
 use anyhow::Context;
 use cut_cross_entropy::{DType, Shape, Telemetry};
 use std::io::Write;
@@ -12,7 +11,6 @@ pub struct ShapeReport {
     pub name: String,
     pub shape: Shape,
     pub dtype: DType,
-    pub survey: Survey,
     pub matmul_ms: Vec<f64>,
     pub methods: Vec<MethodReport>,
 }
