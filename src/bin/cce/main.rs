@@ -5,8 +5,10 @@ mod bench;
 #[path = "../../../benches/common/mod.rs"]
 mod common;
 mod heap;
+mod info;
 mod run;
 mod tensors;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,17 +29,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Info(info::InfoArgs),
     Run(run::RunArgs),
+    Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => run::run(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Info(args) => info::run(&args).map(|()| true),
+        Command::Run(args) => run::run(&args).map(|()| true),
+        Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args).map(|()| true),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // One line, whatever the causes look like.
             let chain: Vec<String> = error.chain().map(|cause| cause.to_string().replace('\n', " ")).collect();
