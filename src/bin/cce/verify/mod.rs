@@ -148,3 +148,76 @@ fn compare_gradients(
     });
     Ok(compared.fold(Comparison::default(), worse))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cut_cross_entropy::{DType, GradientSinks, HostBuffer, HostSliceMut, Result, Sink, Telemetry};
+
+    /// The CPU backend with one number changed.
+    #[derive(Clone, Copy)]
+    enum Broken {
+        Nowhere,
+        LossIsNan,
+        OneLse,
+        OneClassifierElement,
+        EmbeddingsNotWritten,
+    }
+
+    impl Backend for Broken {
+        type Memory = Host;
+        fn name(&self) -> &'static str {
+            "broken"
+        }
+        fn allocate(&self, tensor: &'static str, dtype: DType, len: usize) -> Result<HostBuffer> {
+            Cpu.allocate(tensor, dtype, len)
+        }
+        fn borrow_mut<'a>(&self, owned: &'a mut HostBuffer) -> HostSliceMut<'a> {
+            Cpu.borrow_mut(owned)
+        }
+        fn forward(&self, problem: &Problem<'_>) -> Result<Forward> {
+            let mut forward = Cpu.forward(problem)?;
+            match self {
+                Broken::LossIsNan => forward.loss = f32::NAN,
+                Broken::OneLse => forward.lse[1] += 1e-3,
+                _ => {}
+            }
+            Ok(forward)
+        }
+        fn backward(
+            &self,
+            problem: &Problem<'_>,
+            forward: &Forward,
+            upstream: &Upstream<'_>,
+            sinks: GradientSinks<'_>,
+        ) -> Result<Telemetry> {
+            let mut right = cce_backward(&Cpu, problem.inputs(), forward, upstream)?;
+            match (self, &mut right.d_embeddings, &mut right.d_classifier) {
+                (Broken::OneClassifierElement, _, Some(HostBuffer::F32(g))) => g[17] *= 1.01,
+                (Broken::EmbeddingsNotWritten, Some(HostBuffer::F32(g)), _) => g.fill(0.0),
+                _ => {}
+            }
+            for (sink, gradient) in [(sinks.embeddings, right.d_embeddings), (sinks.classifier, right.d_classifier)] {
+                if let (Sink::Overwrite(HostSliceMut::F32(to)), Some(HostBuffer::F32(from))) = (sink, gradient) {
+                    to.copy_from_slice(&from);
+                }
+            }
+            Ok(right.telemetry)
+        }
+    }
+
+    #[test]
+    fn every_kind_of_error_is_found() {
+        let cases = cases::all();
+        for name in ["N=64 V=256 D=64 f32 exact", "N=64 V=256 D=64 f32 unbiased"] {
+            let case = cases.iter().find(|c| c.name == name).expect("in the table");
+            let passes = |backend| verify(&backend, case).is_ok_and(|worst| worst.passes());
+            assert!(passes(Broken::Nowhere));
+            for broken in
+                [Broken::LossIsNan, Broken::OneLse, Broken::OneClassifierElement, Broken::EmbeddingsNotWritten]
+            {
+                assert!(!passes(broken), "{name}");
+            }
+        }
+    }
+}
