@@ -193,7 +193,7 @@ impl Expected {
                 continue;
             };
             hits += usize::from(best as usize == y);
-            if self.forward.lse[i].is_nan() {
+            if !self.forward.lse[i].is_finite() {
                 continue; // no class is the most probable one
             }
             let row = &self.logits[i * v..][..v];
@@ -268,6 +268,11 @@ impl Expected {
                 // Relative error of p, as a multiple of a unit: that of exp(z - lse).
                 let p_error = 1.0 + a;
                 let (p_hat, doubt) = if exact_row {
+                    (p, false)
+                } else if class == y {
+                    // The target's entry is always there, with its exact p.
+                    certain += 1;
+                    mass += p;
                     (p, false)
                 } else {
                     let threshold = match filter {
