@@ -53,7 +53,8 @@ pub fn shapes() -> Vec<Case> {
     let case = Case::new;
     vec![
         case("aligned", "the plain case: whole blocks, whole tiles, whole vectors", (64, 64, 512)),
-        case("one_of_everything", "V = 1: p = 1, the loss and every gradient are 0", (1, 1, 1)).spec(|s| s.ignored = 0.0),
+        case("one_of_everything", "V = 1: p = 1, the loss and every gradient are 0", (1, 1, 1))
+            .spec(|s| s.ignored = 0.0),
         case("one_class", "V = 1 with many tokens: log-sum-exp of a single logit", (70, 9, 1)),
         case("one_token", "N = 1: a matrix-vector product, a block of one row", (1, 48, 300)).spec(|s| s.ignored = 0.0),
         case("no_tokens", "N = 0: an empty grid, a mean over nothing", (0, 16, 40)),
@@ -87,7 +88,11 @@ pub fn distributions() -> Vec<Case> {
         with("flat", "every p is about 1/V: what a threshold drops is nearly all of it", Logits::Flat),
         with("confident", "p of the target is 1: gradients are differences of equals", Logits::Confident),
         with("steep", "σ = 25: the maximum jumps from tile to tile, most exponentials are 0", Logits::Steep),
-        with("offset_down", "all logits about -200: a running maximum that starts at 0 gives lse = -inf", Logits::Offset(-200.0)),
+        with(
+            "offset_down",
+            "all logits about -200: a running maximum that starts at 0 gives lse = -inf",
+            Logits::Offset(-200.0),
+        ),
         with("offset_up", "all logits about +200: exp overflows without the maximum", Logits::Offset(200.0)),
         with("ties", "the maximum is shared by a third of the classes", Logits::Ties),
     ]
@@ -125,7 +130,9 @@ pub fn options() -> Vec<Case> {
         Case { seq_len: Some(73), ..case("shift_in_two_sequences", "the last token of each has no target") }
             .options(|o| o.shift = 1),
         case("shift_by_three", "one sequence, the mean over what is left").options(|o| o.shift = 3),
-        case("ignored_class_inside", "ignore_index is a class, and a popular one").options(|o| o.ignore_index = 3),
+        case("ignored_class_inside", "ignore_index is a class, and the most popular one")
+            .spec(|s| s.ignore_index = 3)
+            .options(|o| o.ignore_index = 3),
         case("everything", "all options at once, softcap but no smoothing")
             .spec(|s| {
                 s.class_weights = true;

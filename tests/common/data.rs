@@ -61,8 +61,9 @@ pub struct Spec {
     pub vocab: usize,
     pub dtype: DType,
     pub logits: Logits,
-    /// Share of the tokens whose target is -100.
+    /// Share of the tokens whose target is `ignore_index`.
     pub ignored: f64,
+    pub ignore_index: i64,
     pub bias: bool,
     pub class_weights: bool,
     pub token_weights: bool,
@@ -80,6 +81,7 @@ impl Spec {
             dtype: DType::F32,
             logits: Logits::Realistic,
             ignored: 0.0,
+            ignore_index: -100,
             bias: false,
             class_weights: false,
             token_weights: false,
@@ -184,7 +186,7 @@ impl Tensors {
             if offset.is_some() {
                 embeddings[i * hidden + 1] = 1.0;
             }
-            targets.push(if rng.uniform() < spec.ignored || vocab == 0 { -100 } else { target as i64 });
+            targets.push(if rng.uniform() < spec.ignored || vocab == 0 { spec.ignore_index } else { target as i64 });
         }
 
         let bias = spec.bias.then(|| (0..vocab).map(|_| rng.normal()).collect::<Vec<f64>>());
@@ -192,9 +194,9 @@ impl Tensors {
             // One class in seven does not count at all.
             (0..vocab).map(|v| if v % 7 == 3 { 0.0 } else { 0.25 + 1.5 * rng.uniform() as f32 }).collect()
         });
-        let token_weights = spec.token_weights.then(|| {
-            (0..tokens).map(|i| if i % 5 == 4 { 0.0 } else { 0.5 + rng.uniform() as f32 }).collect()
-        });
+        let token_weights = spec
+            .token_weights
+            .then(|| (0..tokens).map(|i| if i % 5 == 4 { 0.0 } else { 0.5 + rng.uniform() as f32 }).collect());
         Tensors {
             spec,
             embeddings: buffer(spec.dtype, &padded(embeddings, hidden, spec.padding)),

@@ -1,6 +1,6 @@
 //! What the test binaries share: data, expected values with their tolerances, the comparison, and the case table.
 
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, unused_imports)] // each test binary uses its own part
 
 pub mod cases;
 pub mod compare;
