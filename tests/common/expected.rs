@@ -320,8 +320,10 @@ impl Expected {
                 size += if class == y { hard.abs() + upstream.nll[i].abs() } else { 0.0 };
                 let cap = options.softcap.map(f64::from);
                 let slope = cap.map_or(1.0, |cap| 1.0 - (z / cap).powi(2));
-                // 1 - tanh² loses its relative accuracy at saturation, where it is a difference of equals.
-                let unit = ULPS * EPS * (slope * p_error + f64::from(cap.is_some()));
+                // The softcap's slope 1 - t² changes by 2t/cap of itself with the error of the logit, and at saturation it
+                // is a difference of equals, which doubles the few ulps of the tanh.
+                let (bend, cancels) = cap.map_or((0.0, 0.0), |cap| (2.0 * a / cap, 2.0));
+                let unit = ULPS * EPS * (slope * (p_error + bend) + cancels);
                 let mut g = (sparse - one_hot - rank_one) * slope;
                 let mut tolerance = size * unit;
                 if doubt {

@@ -82,24 +82,45 @@ pub fn upstream(case: &Case) -> OwnedUpstream {
     }
 }
 
-/// Forward outputs, gradients under every filter, and telemetry of one case, against `f64`.
+/// Forward outputs, gradients and telemetry of one problem, against `f64`.
+///
+/// For vocabularies that fit the room for candidates: no row may overflow into the exact path.
+pub fn check_one(
+    backend: &HostBackend,
+    tensors: &Tensors,
+    options: &CceOptions,
+    upstream: &OwnedUpstream,
+) -> Result<(cut_cross_entropy::Forward, Got), String> {
+    let inputs = tensors.inputs();
+    let problem = Problem::new(&inputs, options).map_err(|e| e.to_string())?;
+    check_against(backend, tensors, options, upstream, &Expected::new(&problem))
+}
+
+fn check_against(
+    backend: &HostBackend,
+    tensors: &Tensors,
+    options: &CceOptions,
+    upstream: &OwnedUpstream,
+    expected: &Expected,
+) -> Result<(cut_cross_entropy::Forward, Got), String> {
+    let (forward, got) = run(backend, tensors, options, upstream);
+    expected.check_forward(&forward)?;
+    let gradients = expected.gradients(&upstream.widen(tensors.spec.tokens), options.filter);
+    gradients.check_telemetry(&got.telemetry)?;
+    let hidden = tensors.spec.hidden;
+    gradients.check(hidden, Some(&got.d_embeddings), Some(&got.d_classifier), got.d_bias.as_ref())?;
+    Ok((forward, got))
+}
+
+/// One case under every filter.
 pub fn check_case(backend: &HostBackend, case: &Case) -> Result<(), String> {
     let (tensors, upstream) = (tensors(case), upstream(case));
     let inputs = tensors.inputs();
-    let problem = Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?;
-    let expected = Expected::new(&problem);
-    let wide = upstream.widen(case.spec.tokens);
+    let expected = Expected::new(&Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?);
     for filter in filters() {
         let options = CceOptions { filter, ..case.options };
-        let (forward, got) = run(backend, &tensors, &options, &upstream);
-        let check = || {
-            expected.check_forward(&forward)?;
-            let gradients = expected.gradients(&wide, filter);
-            // The vocabularies here are smaller than the room for candidates: no row may overflow.
-            gradients.check_telemetry(&got.telemetry)?;
-            gradients.check(case.spec.hidden, Some(&got.d_embeddings), Some(&got.d_classifier), got.d_bias.as_ref())
-        };
-        check().map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))?;
+        check_against(backend, &tensors, &options, &upstream, &expected)
+            .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))?;
     }
     Ok(())
 }
