@@ -64,6 +64,8 @@ pub trait Element: Copy + Send + Sync + 'static + sealed::Sealed {
     fn widen(source: &[Self], target: &mut [f32]);
     /// Rounds a slice to nearest, ties to even. Lengths must agree.
     fn narrow(source: &[f32], target: &mut [Self]);
+    /// The elements of a buffer that holds this type.
+    fn slice(buffer: crate::HostSlice<'_>) -> Option<&[Self]>;
     /// The elements themselves where they are `f32` already.
     fn as_f32(_source: &[Self]) -> Option<&[f32]> {
         None
@@ -79,6 +81,9 @@ mod sealed {
 
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
+    fn slice(buffer: crate::HostSlice<'_>) -> Option<&[Self]> {
+        if let crate::HostSlice::F32(s) = buffer { Some(s) } else { None }
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -102,6 +107,9 @@ impl Element for f32 {
 
 impl Element for f16 {
     const DTYPE: DType = DType::F16;
+    fn slice(buffer: crate::HostSlice<'_>) -> Option<&[Self]> {
+        if let crate::HostSlice::F16(s) = buffer { Some(s) } else { None }
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self.to_f32()
@@ -122,6 +130,9 @@ impl Element for f16 {
 
 impl Element for bf16 {
     const DTYPE: DType = DType::BF16;
+    fn slice(buffer: crate::HostSlice<'_>) -> Option<&[Self]> {
+        if let crate::HostSlice::BF16(s) = buffer { Some(s) } else { None }
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits((self.to_bits() as u32) << 16)

@@ -1,0 +1,172 @@
+//! The exact path: logits once more, a vocabulary chunk at a time, their gradients in a bounded workspace, two products.
+//!
+//! It serves the exact filter (all rows) and the rows that the sparse path cannot hold.
+
+use super::candidates::RowStatistics;
+use super::coefficients::RowCoefficients;
+use super::columns::Columns;
+use super::forward::{LogitMap, classifier_view};
+use super::matmul::{View, matmul};
+use super::plan::{self, COLUMN_GROUP};
+use super::rows::{Row, TypedMatrix};
+use super::sink::RowSink;
+use super::vector::vectorized;
+use crate::{DType, Element, Problem};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The rows on the exact path, gathered.
+pub(crate) struct ExactRows {
+    /// Positions in the list of active rows, ascending.
+    pub indices: Vec<usize>,
+    /// Their embeddings in f32, [rows, D].
+    pub embeddings: Vec<f32>,
+    /// Their gradients in f32, [rows, D]; empty when not asked for.
+    pub d_embeddings: Vec<f32>,
+}
+
+impl ExactRows {
+    pub fn gather<T: Element>(
+        indices: Vec<usize>,
+        rows: &[Row],
+        embeddings: TypedMatrix<'_, T>,
+        with_gradient: bool,
+    ) -> Self {
+        let hidden = embeddings.columns;
+        let mut wide = vec![0.0_f32; indices.len() * hidden];
+        vectorized(|| embeddings.widen_rows(indices.iter().map(|&i| rows[i].token as usize), &mut wide));
+        let d_embeddings = vec![0.0_f32; if with_gradient { wide.len() } else { 0 }];
+        ExactRows { indices, embeddings: wide, d_embeddings }
+    }
+}
+
+/// Per-row numbers, indexed like the active rows.
+#[derive(Clone, Copy)]
+pub(crate) struct RowNumbers<'a> {
+    pub rows: &'a [Row],
+    pub statistics: &'a [RowStatistics],
+    pub coefficients: &'a [RowCoefficients],
+}
+
+/// Streams the vocabulary past the exact rows: adds to `exact.d_embeddings`, and finishes every column, the sparse
+/// rows' entries included.
+pub(crate) fn run<T: Element>(
+    problem: &Problem<'_>,
+    numbers: RowNumbers<'_>,
+    exact: &mut ExactRows,
+    classifier: TypedMatrix<'_, T>,
+    columns: &Columns<'_, '_, T>,
+    mut d_classifier: RowSink<'_>,
+    mut d_bias: RowSink<'_>,
+) {
+    let (vocab, hidden) = (problem.shape().vocab, problem.shape().hidden);
+    let rows = exact.indices.len();
+    let chunk = plan::exact_chunk(rows);
+    let blocks = plan::num_token_blocks(rows, rayon::current_num_threads());
+    let map = LogitMap::new(problem);
+    let mut gradients = vec![0.0_f32; rows * chunk.min(vocab)]; // [rows, chunk]
+    let mut wide = vec![0.0_f32; if T::DTYPE == DType::F32 { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
+
+    for first in (0..vocab).step_by(chunk) {
+        let classes = first..(first + chunk).min(vocab);
+        let width = classes.len();
+        let view = classifier_view(classifier, first, width, &mut wide);
+        let gradients = &mut gradients[..rows * width];
+
+        let ranges: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
+        let tiles = split_rows(gradients, &ranges, width);
+        let d_embeddings = split_rows(&mut exact.d_embeddings, &ranges, hidden);
+        let (indices, embeddings) = (&exact.indices, &exact.embeddings);
+        let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
+            let e = View::new(&embeddings[range.start * hidden..], range.len(), hidden, hidden);
+            matmul(tile, width, false, e, view.transposed());
+            vectorized(|| logits_to_gradients(problem, numbers, &indices[range.clone()], &map, tile, &classes));
+            if !d_embeddings.is_empty() {
+                matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, width), view);
+            }
+        };
+        ranges.par_iter().zip(tiles).zip(d_embeddings).for_each(block);
+
+        if d_classifier.is_skip() && d_bias.is_skip() {
+            continue;
+        }
+        let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
+        let classifier_parts =
+            d_classifier.part(first * hidden..classes.end * hidden).split(COLUMN_GROUP * hidden, groups.len());
+        let bias_parts = d_bias.part(classes.clone()).split(COLUMN_GROUP, groups.len());
+        let embeddings = View::new(&exact.embeddings, rows, hidden, hidden);
+        let gradients = &*gradients;
+        groups.into_par_iter().zip(classifier_parts).zip(bias_parts).for_each(|((group, d_classifier), d_bias)| {
+            let own = Columns::<T>::classes(vocab, group);
+            let own_gradients = View::new(&gradients[own.start - first..], rows, own.len(), width);
+            let mut dense = vec![0.0_f32; if d_classifier.is_skip() { 0 } else { own.len() * hidden }];
+            if !d_classifier.is_skip() {
+                matmul(&mut dense, hidden, false, own_gradients.transposed(), embeddings);
+            }
+            let dense_bias =
+                if d_bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, own, first, map.scale()) };
+            columns.finish_group(group, &dense, &dense_bias, d_classifier, d_bias);
+        });
+    }
+}
+
+/// Sums of the logit gradients of classes `own` over all rows. They carry the logit scale, which dbias does not.
+fn bias_sums(gradients: &[f32], width: usize, own: Range<usize>, first: usize, scale: f32) -> Vec<f32> {
+    let mut sums = vec![0.0_f64; own.len()];
+    for row in gradients.chunks_exact(width) {
+        for (sum, g) in sums.iter_mut().zip(&row[own.start - first..own.end - first]) {
+            *sum += *g as f64;
+        }
+    }
+    sums.iter().map(|&s| (s / scale as f64) as f32).collect()
+}
+
+/// Disjoint mutable parts, one a range of rows; all empty if `data` is.
+fn split_rows<'a>(mut data: &'a mut [f32], ranges: &[Range<usize>], columns: usize) -> Vec<&'a mut [f32]> {
+    let empty = data.is_empty();
+    let take = |range: &Range<usize>| {
+        let (part, rest) = std::mem::take(&mut data).split_at_mut(if empty { 0 } else { range.len() * columns });
+        data = rest;
+        part
+    };
+    ranges.iter().map(take).collect()
+}
+
+/// From products to `scale · ∂L/∂x`, in place.
+#[inline(always)]
+fn logits_to_gradients(
+    problem: &Problem<'_>,
+    numbers: RowNumbers<'_>,
+    indices: &[usize],
+    map: &LogitMap<'_>,
+    tile: &mut [f32],
+    classes: &Range<usize>,
+) {
+    let width = classes.len();
+    let mut class_weights = vec![0.0_f32; width];
+    map.apply_tile(tile, width, classes.start, &mut class_weights);
+    for (k, w) in class_weights.iter_mut().enumerate() {
+        *w = problem.class_weight(classes.start + k);
+    }
+    let scale = map.scale();
+    for (&index, row) in indices.iter().zip(tile.chunks_exact_mut(width)) {
+        let (statistics, coefficients) = (&numbers.statistics[index], &numbers.coefficients[index]);
+        let target = (numbers.rows[index].class as usize).wrapping_sub(classes.start);
+        let target_logit = row.get(target).copied();
+        let plain = coefficients.entropy == 0.0 && coefficients.spread == 0.0 && !map.has_softcap();
+        if plain {
+            // The common case, kept free of branches so that it vectorises.
+            let factor = coefficients.softmax * scale;
+            row.iter_mut().for_each(|z| *z = statistics.probability(*z) * factor);
+        } else {
+            for (z, w) in row.iter_mut().zip(&class_weights) {
+                let (p, log_p) = (statistics.probability(*z), statistics.log_probability(*z));
+                let gradient = coefficients.of_probability(p, log_p, statistics) - coefficients.spread * w;
+                *z = gradient * map.softcap_derivative(*z) * scale;
+            }
+        }
+        if let Some(logit) = target_logit {
+            row[target] -= coefficients.target * map.softcap_derivative(logit) * scale;
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Forward: each task streams one block of tokens past the whole vocabulary, tile by tile, and keeps a softmax state
+//! and a candidate list a row. The logits of a tile never leave the core's cache.
+//!
+//! ```text
+//!            vocabulary →
+//! tokens  ┌──────┬──────┬──────┬─┐
+//! block 0 │ tile │ tile │ tile │…│ → SoftmaxState, RowCandidates of each row
+//!         ├──────┼──────┼──────┼─┤   (one task, one thread)
+//! block 1 │      │      │      │ │
+//!         └──────┴──────┴──────┴─┘
+//! ```
+
+use super::candidates::{BlockEntries, RowCandidates, RowFilter, RowStatistics};
+use super::matmul::{View, matmul};
+use super::plan::{self, VOCAB_TILE};
+use super::rows::{Row, TypedMatrix};
+use super::softmax_state::SoftmaxState;
+use super::vector::{self, vectorized};
+use crate::filter::WEYL_STEP;
+use crate::{CceOptions, Element, GradientFilter, HostSlice, Problem};
+use rayon::prelude::*;
+
+/// From `E · C` to a logit: scale, bias, softcap, in this order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogitMap<'a> {
+    scale: f32,
+    bias: Option<HostSlice<'a>>,
+    softcap: Option<f32>,
+}
+
+impl<'a> LogitMap<'a> {
+    pub fn new(problem: &Problem<'a>) -> Self {
+        let options = problem.options();
+        LogitMap { scale: options.logit_scale, bias: problem.inputs().bias, softcap: options.softcap }
+    }
+
+    /// One logit.
+    pub fn apply(&self, product: f32, class: usize) -> f32 {
+        let x = product * self.scale + self.bias.map_or(0.0, |b| b.float_at(class));
+        self.softcap.map_or(x, |cap| cap * vector::tanh(x / cap))
+    }
+
+    /// All rows of a tile in place; `bias` is scratch for the tile's columns.
+    #[inline(always)]
+    pub fn apply_tile(&self, tile: &mut [f32], columns: usize, first_class: usize, bias: &mut [f32]) {
+        if let Some(values) = self.bias {
+            for (k, b) in bias[..columns].iter_mut().enumerate() {
+                *b = values.float_at(first_class + k);
+            }
+        }
+        if self.bias.is_some() || self.scale != 1.0 {
+            for row in tile.chunks_exact_mut(columns) {
+                if self.bias.is_some() {
+                    row.iter_mut().zip(&bias[..columns]).for_each(|(z, b)| *z = *z * self.scale + b);
+                } else {
+                    row.iter_mut().for_each(|z| *z *= self.scale);
+                }
+            }
+        }
+        if let Some(cap) = self.softcap {
+            let inverse = 1.0 / cap;
+            tile.iter_mut().for_each(|z| *z = cap * vector::tanh(*z * inverse));
+        }
+    }
+
+    /// `dz/dx` of the softcap at a logit `z`: `1 - (z / cap)²`.
+    #[inline(always)]
+    pub fn softcap_derivative(&self, z: f32) -> f32 {
+        self.softcap.map_or(1.0, |cap| 1.0 - (z / cap) * (z / cap))
+    }
+
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    pub fn has_softcap(&self) -> bool {
+        self.softcap.is_some()
+    }
+}
+
+/// What the stream left of each row, in the order of `rows`, and the kept entries of each block.
+pub(crate) struct Pass {
+    pub states: Vec<SoftmaxState>,
+    pub statistics: Vec<RowStatistics>,
+    /// One a token block; empty when nothing was captured.
+    pub blocks: Vec<BlockEntries>,
+}
+
+/// Streams every block past the vocabulary. With `filter`, captures candidates.
+pub(crate) fn run<T: Element>(
+    problem: &Problem<'_>,
+    rows: &[Row],
+    embeddings: TypedMatrix<'_, T>,
+    classifier: TypedMatrix<'_, T>,
+    filter: Option<GradientFilter>,
+) -> Pass {
+    let blocks = plan::num_token_blocks(rows.len(), rayon::current_num_threads());
+    let done: Vec<(Vec<SoftmaxState>, Vec<RowStatistics>, Option<BlockEntries>)> = (0..blocks)
+        .into_par_iter()
+        .map(|index| {
+            let block = &rows[plan::token_block(rows.len(), blocks, index)];
+            let (states, candidates) = stream_block(problem, block, embeddings, classifier, filter);
+            let statistics: Vec<_> = states.iter().map(RowStatistics::new).collect();
+            let entries = candidates.map(|c| BlockEntries::finish(c, &statistics));
+            (states, statistics, entries)
+        })
+        .collect();
+    let mut pass = Pass { states: Vec::new(), statistics: Vec::new(), blocks: Vec::new() };
+    for (states, statistics, entries) in done {
+        pass.states.extend(states);
+        pass.statistics.extend(statistics);
+        pass.blocks.extend(entries);
+    }
+    pass
+}
+
+fn stream_block<T: Element>(
+    problem: &Problem<'_>,
+    rows: &[Row],
+    embeddings: TypedMatrix<'_, T>,
+    classifier: TypedMatrix<'_, T>,
+    filter: Option<GradientFilter>,
+) -> (Vec<SoftmaxState>, Option<Vec<RowCandidates>>) {
+    let (hidden, vocab) = (problem.shape().hidden, problem.shape().vocab);
+    let map = LogitMap::new(problem);
+    let mut block = vec![0.0_f32; rows.len() * hidden]; // [rows, D]
+    let mut wide = vec![0.0_f32; if T::DTYPE == crate::DType::F32 { 0 } else { VOCAB_TILE * hidden }]; // [tile, D]
+    let mut tile = vec![0.0_f32; rows.len() * VOCAB_TILE]; // [rows, tile]
+    vectorized(|| embeddings.widen_rows(rows.iter().map(|r| r.token as usize), &mut block));
+
+    let mut states = seed_states(rows, &block, hidden, classifier, &map);
+    let space = filter.map_or(0, |f| plan::candidates_per_row(&f));
+    let mut candidates: Option<Vec<_>> = filter.map(|f| {
+        let list = |r: &Row| RowFilter::new(&f, r.token as usize).map(|filter| RowCandidates::new(filter, r.class));
+        rows.iter().filter_map(list).collect()
+    });
+
+    for first_class in (0..vocab).step_by(VOCAB_TILE) {
+        let columns = VOCAB_TILE.min(vocab - first_class);
+        let view = classifier_view(classifier, first_class, columns, &mut wide);
+        let logits = &mut tile[..rows.len() * columns];
+        matmul(logits, columns, false, View::new(&block, rows.len(), hidden, hidden), view.transposed());
+        let scan = TileScan { first_class, columns, space, options: problem.options(), map: &map };
+        vectorized(|| scan.run(problem, rows, logits, &mut states, candidates.as_deref_mut()));
+    }
+    (states, candidates)
+}
+
+/// Rows `first..first + rows` of the classifier as `f32`: themselves, or widened into `scratch`.
+pub(crate) fn classifier_view<'a, T: Element>(
+    classifier: TypedMatrix<'a, T>,
+    first: usize,
+    rows: usize,
+    scratch: &'a mut [f32],
+) -> View<'a> {
+    let (hidden, stride) = (classifier.columns, classifier.row_stride);
+    match T::as_f32(&classifier.data[(first * stride).min(classifier.data.len())..]) {
+        Some(data) => View::new(data, rows, hidden, stride),
+        None => {
+            vectorized(|| classifier.widen_rows(first..first + rows, scratch));
+            View::new(scratch, rows, hidden, hidden)
+        }
+    }
+}
+
+/// An empty state a row, seeded with the logit of its target: the N·D dot products that make the capture's bound tight
+/// from the first tile on.
+fn seed_states<T: Element>(
+    rows: &[Row],
+    block: &[f32],
+    hidden: usize,
+    classifier: TypedMatrix<'_, T>,
+    map: &LogitMap<'_>,
+) -> Vec<SoftmaxState> {
+    let mut target_row = vec![0.0_f32; hidden];
+    let mut seed = |(index, row): (usize, &Row)| {
+        let product = vectorized(|| {
+            T::widen(classifier.row(row.class as usize), &mut target_row);
+            vector::dot(&block[index * hidden..][..hidden], &target_row)
+        });
+        SoftmaxState::new(map.apply(product, row.class as usize))
+    };
+    rows.iter().enumerate().map(&mut seed).collect()
+}
+
+/// One logits tile, row by row.
+struct TileScan<'a> {
+    first_class: usize,
+    columns: usize,
+    space: usize,
+    options: &'a CceOptions,
+    map: &'a LogitMap<'a>,
+}
+
+impl TileScan<'_> {
+    #[inline(always)]
+    fn run(
+        &self,
+        problem: &Problem<'_>,
+        rows: &[Row],
+        logits: &mut [f32],
+        states: &mut [SoftmaxState],
+        mut candidates: Option<&mut [RowCandidates]>,
+    ) {
+        let (first_class, columns) = (self.first_class, self.columns);
+        let mut exps = [0.0_f32; VOCAB_TILE];
+        let mut weyl = [0_u32; VOCAB_TILE];
+        for (k, w) in weyl.iter_mut().enumerate() {
+            *w = (k as u32).wrapping_mul(WEYL_STEP);
+        }
+        self.map.apply_tile(logits, columns, first_class, &mut exps);
+        for (index, (logits, state)) in logits.chunks_exact(columns).zip(states).enumerate() {
+            if self.options.entropy {
+                state.push::<true>(logits, &mut exps, first_class);
+            } else {
+                state.push::<false>(logits, &mut exps, first_class);
+            }
+            let target_at = (rows[index].class as usize).wrapping_sub(first_class);
+            if target_at < columns {
+                state.target_logit = logits[target_at];
+                state.pending = false;
+            }
+            if self.options.label_smoothing > 0.0 {
+                let weighted =
+                    |(k, z): (usize, &f32)| (problem.class_weight(first_class + k) * (z - state.seed)) as f64;
+                state.smooth += logits.iter().enumerate().map(weighted).sum::<f64>();
+            }
+            if let Some(candidates) = candidates.as_deref_mut() {
+                candidates[index].capture(state, logits, &exps, &weyl, first_class, self.space);
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! How the CPU cuts the N×V plane, and every byte it needs to do so: pure arithmetic.
+
+use super::matmul::MIN_ROWS;
+use crate::{CceOptions, DType, GradientFilter, Shape};
+use std::ops::Range;
+
+/// Columns of a logits tile in the forward.
+///
+/// Swept 256, 512, 1024 with 256 to 2048 rows on an Ice Lake Xeon (48 KiB L1, 1.25 MiB L2): 512×256 and 1024×256 ran at
+/// 141 to 148 GFLOP/s a core, 512×512 at 115 to 137, 512×1024 at 105 to 127.
+pub(crate) const VOCAB_TILE: usize = 256;
+
+/// Most rows of a token block: with [`VOCAB_TILE`] columns the tile is 512 KiB and stays in L2.
+pub(crate) const MAX_BLOCK_ROWS: usize = 512;
+
+/// Columns of the classifier gradient that one task owns.
+pub(crate) const COLUMN_GROUP: usize = 128;
+
+/// Bytes that the logit gradients of one vocabulary chunk may take on the exact path, as long as a chunk of one
+/// column group fits them.
+const EXACT_CHUNK_BYTES: usize = 16 << 20;
+
+/// Most column groups of a chunk on the exact path.
+const MAX_EXACT_GROUPS: usize = 8;
+
+/// Most candidates a row may hold, whatever ε asks for: 64 KiB a token.
+const MAX_CANDIDATES: usize = 8192;
+
+/// Bytes of a candidate: class `u32`, logit `f32`.
+const CANDIDATE_BYTES: usize = 8;
+
+/// A named part of the workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Region {
+    /// What it holds.
+    pub name: &'static str,
+    /// The formula of its size.
+    pub formula: &'static str,
+    /// Its size at this shape.
+    pub bytes: usize,
+}
+
+/// The plan of a forward and backward on the CPU. Print it with `Display`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuPlan {
+    /// N, V, D.
+    pub shape: Shape,
+    /// Element type of embeddings and classifier.
+    pub dtype: DType,
+    /// Threads of the rayon pool that was asked.
+    pub threads: usize,
+    /// Number of token blocks; each is streamed past the whole vocabulary by one thread.
+    pub token_blocks: usize,
+    /// Rows of the largest token block.
+    pub block_rows: usize,
+    /// Columns of a logits tile.
+    pub vocab_tile: usize,
+    /// Most candidates of a row; a row that needs more takes the exact path. 0 for the exact filter.
+    pub candidates_per_row: usize,
+    /// Columns of a vocabulary chunk on the exact path, if all rows take it.
+    pub exact_chunk: usize,
+    /// Upper bounds of everything allocated beyond inputs and outputs, forward and backward together.
+    pub regions: Vec<Region>,
+}
+
+impl CpuPlan {
+    /// The plan for one shape under the given options and number of threads.
+    pub fn new(shape: Shape, dtype: DType, options: &CceOptions, threads: usize) -> Self {
+        let Shape { tokens, hidden, vocab } = shape;
+        let threads = threads.max(1);
+        let token_blocks = num_token_blocks(tokens, threads);
+        let rows_of = |index| token_block(tokens, token_blocks, index).len();
+        let block_rows = rows_of(0).max(rows_of(token_blocks - 1));
+        let candidates_per_row = candidates_per_row(&options.filter);
+        let exact_chunk = exact_chunk(tokens);
+        let running = threads.min(token_blocks);
+
+        let held = candidates_per_row.min(vocab);
+        let wide = if dtype == DType::F32 { 0 } else { 4 };
+        let exact = usize::from(options.filter == GradientFilter::Exact);
+        let regions = vec![
+            Region {
+                name: "logits tiles",
+                formula: "4 · threads · block_rows · vocab_tile",
+                bytes: 4 * running * block_rows * VOCAB_TILE,
+            },
+            Region {
+                name: "embeddings blocks in f32",
+                formula: "4 · threads · block_rows · D",
+                bytes: 4 * running * block_rows * hidden,
+            },
+            Region {
+                name: "classifier tiles in f32 (16-bit inputs)",
+                formula: "4 · threads · vocab_tile · D",
+                bytes: wide * running * VOCAB_TILE * hidden,
+            },
+            Region {
+                name: "packing inside gemm",
+                formula: "threads · (4 · D · (block_rows + 1024) + 4 MiB)",
+                bytes: threads * (4 * hidden * (block_rows + 1024) + (4 << 20)),
+            },
+            Region { name: "row state", formula: "256 · N", bytes: 256 * tokens },
+            Region {
+                name: "candidates, most",
+                formula: "8 · N · min(2/ε, 8192, V) · 2",
+                bytes: 2 * CANDIDATE_BYTES * tokens * held,
+            },
+            Region {
+                name: "entries by column, most",
+                formula: "12 · N · min(2/ε, 8192, V)",
+                bytes: 12 * tokens * held,
+            },
+            Region {
+                name: "exact path: logit gradients of a chunk",
+                formula: "4 · N · exact_chunk",
+                bytes: exact * 4 * tokens * exact_chunk,
+            },
+            Region {
+                name: "exact path: embeddings and their gradient in f32",
+                formula: "8 · N · D",
+                bytes: exact * 8 * tokens * hidden,
+            },
+            Region {
+                name: "exact path: classifier chunk in f32 (16-bit inputs)",
+                formula: "4 · exact_chunk · D",
+                bytes: exact * wide * exact_chunk * hidden,
+            },
+            Region {
+                name: "gradient rows in the making",
+                formula: "4 · threads · 160 · D",
+                bytes: 4 * threads * (COLUMN_GROUP + 32) * hidden,
+            },
+        ];
+        CpuPlan {
+            shape,
+            dtype,
+            threads,
+            token_blocks,
+            block_rows,
+            vocab_tile: VOCAB_TILE,
+            candidates_per_row,
+            exact_chunk,
+            regions: regions.into_iter().filter(|r| r.bytes > 0).collect(),
+        }
+    }
+
+    /// Upper bound of the bytes allocated beyond inputs and outputs. There is no N·V term in it.
+    ///
+    /// With a sparse filter, rows that overflow into the exact path add what the exact path's regions say, for their
+    /// number in place of N.
+    pub fn workspace_bytes(&self) -> usize {
+        self.regions.iter().map(|r| r.bytes).sum()
+    }
+}
+
+impl std::fmt::Display for CpuPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} {}, {} threads", self.shape, self.dtype, self.threads)?;
+        writeln!(
+            f,
+            "  forward: {} token blocks of at most {} rows, logits tiles of {} columns",
+            self.token_blocks, self.block_rows, self.vocab_tile
+        )?;
+        writeln!(f, "  backward: at most {} entries a row, then the exact path", self.candidates_per_row)?;
+        for region in &self.regions {
+            let mib = region.bytes as f64 / (1 << 20) as f64;
+            writeln!(f, "  {mib:9.2} MiB  {:<52} {}", region.name, region.formula)?;
+        }
+        write!(f, "  {:9.2} MiB  workspace, upper bound", self.workspace_bytes() as f64 / (1 << 20) as f64)
+    }
+}
+
+/// Blocks for `rows` rows: at least a full round for every thread, none so small that results would depend on it.
+pub(crate) fn num_token_blocks(rows: usize, threads: usize) -> usize {
+    let most = (rows / (MIN_ROWS + 8)).max(1);
+    rows.div_ceil(MAX_BLOCK_ROWS).next_multiple_of(threads).clamp(1, most)
+}
+
+/// Rows of block `index` of `blocks`: equal up to 8 rows, starting at multiples of 8 (the width of gemm's kernels).
+pub(crate) fn token_block(rows: usize, blocks: usize, index: usize) -> Range<usize> {
+    let start = |index: usize| if index == blocks { rows } else { rows / 8 * index / blocks * 8 };
+    start(index)..start(index + 1)
+}
+
+/// Candidates a row may hold: twice what it keeps in expectation on the flattest softmax.
+pub(crate) fn candidates_per_row(filter: &GradientFilter) -> usize {
+    match filter {
+        GradientFilter::Exact => 0,
+        _ => ((2.0 / filter.eps()) as usize).clamp(64, MAX_CANDIDATES),
+    }
+}
+
+/// Columns of a vocabulary chunk on the exact path for `rows` rows.
+pub(crate) fn exact_chunk(rows: usize) -> usize {
+    COLUMN_GROUP * (EXACT_CHUNK_BYTES / (4 * COLUMN_GROUP * rows.max(1))).clamp(1, MAX_EXACT_GROUPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_blocks_cover_every_row_once_and_are_never_tiny() {
+        for rows in (0..2000).chain([4095, 4096, 4097, 65_537]) {
+            for threads in [1, 2, 3, 4, 7, 16, 64] {
+                let blocks = num_token_blocks(rows, threads);
+                let mut next = 0;
+                for index in 0..blocks {
+                    let block = token_block(rows, blocks, index);
+                    assert_eq!(block.start, next);
+                    assert!(blocks == 1 || block.len() > MIN_ROWS, "{rows} rows, {threads} threads: {block:?}");
+                    assert!(block.len() <= MAX_BLOCK_ROWS + 16, "{rows} rows, {threads} threads: {block:?}");
+                    next = block.end;
+                }
+                assert_eq!(next, rows);
+            }
+        }
+    }
+
+    #[test]
+    fn the_workspace_has_no_vocabulary_term() {
+        let options = CceOptions::default();
+        let at = |vocab| {
+            CpuPlan::new(Shape { tokens: 2048, hidden: 1024, vocab }, DType::BF16, &options, 2).workspace_bytes()
+        };
+        assert_eq!(at(65_536), at(262_144));
+    }
+}
