@@ -226,14 +226,14 @@ fn ignored_tokens_count_nowhere_in_any_target_dtype() -> Result<()> {
     let o = Operands::new(DType::F32)?;
     let half = TOKENS / 2;
     let kept = o.targets.narrow(0, 0, half)?;
-    let expected =
+    let expected: f32 =
         linear_cross_entropy(&o.embeddings.narrow(0, 0, half)?, &o.classifier, &kept, None, &exact())?.to_scalar()?;
     for (dtype, ignore_index) in [(DType::I64, -100_i64), (DType::U32, u32::MAX.into()), (DType::I32, -1)] {
         let marks = Tensor::full(ignore_index, TOKENS - half, &Device::Cpu)?;
         let targets = Tensor::cat(&[&kept, &marks], 0)?.to_dtype(dtype)?;
         let options = CceOptions { ignore_index, ..exact() };
         let loss: f32 = linear_cross_entropy(&o.embeddings, &o.classifier, &targets, None, &options)?.to_scalar()?;
-        assert!((loss - expected).abs() <= 1e-6 * f32::abs(expected), "{dtype:?}: {loss} and {expected}");
+        assert!((loss - expected).abs() <= 1e-6 * expected, "{dtype:?}: {loss} and {expected}");
     }
     Ok(())
 }
@@ -290,10 +290,7 @@ fn errors_say_what_is_wrong() -> Result<()> {
     refused(message(&e.to_dtype(DType::F64)?, c, y, None, &default), "embeddings has dtype f64");
     refused(message(&e.to_dtype(DType::BF16)?, c, y, None, &default), "classifier has dtype f32");
     refused(message(e, c, &y.to_dtype(DType::F32)?, None, &default), "targets has dtype f32; expected i64, i32 or u32");
-    refused(
-        message(e, c, &(y + 300.0)?, None, &default),
-        "targets[0] is 300, outside [0, 300)".replace("300)", "301)").as_str(),
-    );
+    refused(message(e, c, &(y + 300.0)?, None, &default), "targets[1] is 393, outside [0, 301)");
     let hot = CceOptions { logit_scale: 0.0, ..default };
     refused(message(e, c, y, None, &hot), "option logit_scale is 0");
     Ok(())
