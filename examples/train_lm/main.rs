@@ -11,6 +11,7 @@ mod corpus;
 mod data;
 mod head;
 mod model;
+mod optimizer;
 mod report;
 mod sweep;
 mod train;

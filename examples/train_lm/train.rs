@@ -3,8 +3,8 @@
 use crate::data::{Batch, Rng, progress_bar};
 use crate::head::{Filter, Head, median};
 use crate::model::{Model, ModelConfig};
+use crate::optimizer::AdamW;
 use anyhow::{Result, ensure};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use std::time::Instant;
 
 /// A model, its head and its optimizer, and how they have done.
@@ -20,8 +20,7 @@ impl Trainer {
     /// The same seed gives the same initial model whatever the head.
     pub fn new(config: ModelConfig, head: Head, seed: u64) -> Result<Self> {
         let model = Model::new(config, seed)?;
-        let params = ParamsAdamW { beta2: 0.98, weight_decay: 0.05, ..ParamsAdamW::default() };
-        let optimizer = AdamW::new(model.vars(), params)?;
+        let optimizer = AdamW::new(model.vars());
         Ok(Trainer { model, head, losses: Vec::new(), step_ms: Vec::new(), optimizer })
     }
 
@@ -31,8 +30,7 @@ impl Trainer {
         let hidden = self.model.hidden_states(&batch.inputs)?;
         let loss = self.head.loss(&hidden, &self.model.classifier, &batch.targets, self.losses.len())?;
         let gradients = loss.backward()?;
-        self.optimizer.set_learning_rate(learning_rate);
-        self.optimizer.step(&gradients)?;
+        self.optimizer.step(&gradients, learning_rate)?;
         self.losses.push(loss.to_scalar()?);
         self.step_ms.push(start.elapsed().as_secs_f64() * 1e3);
         Ok(())
