@@ -100,13 +100,16 @@ fn sum_rows<'a, T: Element>(
     let part = count.div_ceil(SUM_PARTS).max(1);
     let partial = |start: usize| {
         let mut acc = vec![0.0_f32; hidden];
-        vectorized(|| {
-            for k in start..(start + part).min(count) {
-                if let Some((factor, row)) = term(k) {
-                    vector::add_scaled(&mut acc, factor, row);
+        vectorized(
+            #[inline(always)]
+            || {
+                for k in start..(start + part).min(count) {
+                    if let Some((factor, row)) = term(k) {
+                        vector::add_scaled(&mut acc, factor, row);
+                    }
                 }
-            }
-        });
+            },
+        );
         acc
     };
     let partials: Vec<Vec<f32>> = (0..count).into_par_iter().step_by(part).map(partial).collect();
@@ -166,12 +169,17 @@ impl SparseRows<'_, '_> {
         let rows = self.numbers.rows.len();
         let group_block = |block: usize| {
             let range = plan::token_block(rows, self.blocks.len(), block);
-            GroupedEntries::new(groups, || {
-                range.clone().enumerate().flat_map(move |(at, index)| {
-                    let entry = move |(class, gradient)| ColumnEntry { class, row: index as u32, gradient };
-                    self.gradients(index, block, at).map(entry)
-                })
-            })
+            vectorized(
+                #[inline(always)]
+                || {
+                    GroupedEntries::new(groups, || {
+                        range.clone().enumerate().flat_map(move |(at, index)| {
+                            let entry = move |(class, gradient)| ColumnEntry { class, row: index as u32, gradient };
+                            self.gradients(index, block, at).map(entry)
+                        })
+                    })
+                },
+            )
         };
         (0..self.blocks.len()).into_par_iter().map(group_block).collect()
     }
@@ -215,20 +223,23 @@ impl SparseRows<'_, '_> {
                 }
                 let (block, at_block) = self.locate(index);
                 let row: RowCoefficients = self.numbers.coefficients[index];
-                vectorized(|| {
-                    classes.clear();
-                    coefficients.clear();
-                    for (class, gradient) in self.gradients(index, block, at_block) {
-                        classes.push(class as usize);
-                        coefficients.push(gradient * self.map.scale());
-                    }
-                    acc.fill(0.0);
-                    vector::add_rows(&mut acc, &coefficients, |j| classifier.row(classes[j]));
-                    if !class_sum.is_empty() {
-                        vector::add_scaled(&mut acc, -row.spread * self.map.scale(), class_sum);
-                    }
-                    sink.put(at * hidden, &acc);
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        classes.clear();
+                        coefficients.clear();
+                        for (class, gradient) in self.gradients(index, block, at_block) {
+                            classes.push(class as usize);
+                            coefficients.push(gradient * self.map.scale());
+                        }
+                        acc.fill(0.0);
+                        vector::add_rows(&mut acc, &coefficients, |j| classifier.row(classes[j]));
+                        if !class_sum.is_empty() {
+                            vector::add_scaled(&mut acc, -row.spread * self.map.scale(), class_sum);
+                        }
+                        sink.put(at * hidden, &acc);
+                    },
+                );
             }
         });
     }

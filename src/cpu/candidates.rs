@@ -5,7 +5,7 @@
 //! once more at the end; what is left is the sparse gradient itself.
 
 use super::softmax_state::SoftmaxState;
-use super::vector;
+use super::vector::{self, vectorized};
 use crate::GradientFilter;
 use crate::filter;
 
@@ -212,14 +212,19 @@ impl BlockEntries {
         // A row whose log-sum-exp is not finite has no sparse gradient.
         let sparse = |row: &RowCandidates, s: &RowStatistics| !row.overflowed && s.lse.is_finite();
         let mut rows = rows;
-        for (row, s) in rows.iter_mut().zip(statistics) {
-            row.overflowed = !sparse(row, s);
-            let mut entries = std::mem::take(&mut row.entries);
-            if !row.overflowed {
-                entries.retain(|e| passes(row, s, e));
-                row.entries = entries;
-            }
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, s) in rows.iter_mut().zip(statistics) {
+                    row.overflowed = !sparse(row, s);
+                    let mut entries = std::mem::take(&mut row.entries);
+                    if !row.overflowed {
+                        entries.retain(|e| passes(row, s, e));
+                        row.entries = entries;
+                    }
+                }
+            },
+        );
         let mut block = BlockEntries {
             offsets: Vec::with_capacity(rows.len() + 1),
             entries: Vec::with_capacity(rows.iter().map(|r| r.entries.len()).sum()),

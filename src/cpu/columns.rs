@@ -27,6 +27,7 @@ pub(crate) struct GroupedEntries {
 
 impl GroupedEntries {
     /// Counting sort by column group; `entries` yields the same sequence each time it is called.
+    #[inline(always)]
     pub fn new<I: Iterator<Item = ColumnEntry>>(groups: usize, entries: impl Fn() -> I) -> Self {
         let mut offsets = vec![0_u32; groups + 1];
         for entry in entries() {
@@ -123,10 +124,13 @@ impl<T: Element> Columns<'_, '_, T> {
                     Some(exact) if !dense.is_empty() => row.copy_from_slice(exact),
                     _ => row.fill(0.0),
                 }
-                vectorized(|| {
-                    self.add_entries(&mut row, first + column, entries);
-                    d_classifier.put(at * hidden, &row);
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        self.add_entries(&mut row, first + column, entries);
+                        d_classifier.put(at * hidden, &row);
+                    },
+                );
             }
         };
         let classifier_parts = d_classifier.split(SHARED_COLUMNS * hidden, parts);

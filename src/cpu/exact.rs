@@ -34,7 +34,10 @@ impl ExactRows {
     ) -> Self {
         let hidden = embeddings.columns;
         let mut wide = vec![0.0_f32; indices.len() * hidden];
-        vectorized(|| embeddings.widen_rows(indices.iter().map(|&i| rows[i].token as usize), &mut wide));
+        vectorized(
+            #[inline(always)]
+            || embeddings.widen_rows(indices.iter().map(|&i| rows[i].token as usize), &mut wide),
+        );
         let d_embeddings = vec![0.0_f32; if with_gradient { wide.len() } else { 0 }];
         ExactRows { indices, embeddings: wide, d_embeddings }
     }
@@ -80,7 +83,10 @@ pub(crate) fn run<T: Element>(
         let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
             let e = View::new(&embeddings[range.start * hidden..], range.len(), hidden, hidden);
             matmul(tile, width, false, e, view.transposed());
-            vectorized(|| logits_to_gradients(problem, numbers, &indices[range.clone()], &map, tile, &classes));
+            vectorized(
+                #[inline(always)]
+                || logits_to_gradients(problem, numbers, &indices[range.clone()], &map, tile, &classes),
+            );
             if !d_embeddings.is_empty() {
                 matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, width), view);
             }

@@ -126,7 +126,10 @@ fn stream_block<T: Element>(
     let mut block = vec![0.0_f32; rows.len() * hidden]; // [rows, D]
     let mut wide = vec![0.0_f32; if T::DTYPE == crate::DType::F32 { 0 } else { VOCAB_TILE * hidden }]; // [tile, D]
     let mut tile = vec![0.0_f32; rows.len() * VOCAB_TILE]; // [rows, tile]
-    vectorized(|| embeddings.widen_rows(rows.iter().map(|r| r.token as usize), &mut block));
+    vectorized(
+        #[inline(always)]
+        || embeddings.widen_rows(rows.iter().map(|r| r.token as usize), &mut block),
+    );
 
     let mut states = seed_states(rows, &block, hidden, classifier, &map);
     let space = filter.map_or(0, |f| plan::candidates_per_row(&f));
@@ -141,7 +144,10 @@ fn stream_block<T: Element>(
         let logits = &mut tile[..rows.len() * columns];
         matmul(logits, columns, false, View::new(&block, rows.len(), hidden, hidden), view.transposed());
         let scan = TileScan { first_class, columns, space, options: problem.options(), map: &map };
-        vectorized(|| scan.run(problem, rows, logits, &mut states, candidates.as_deref_mut()));
+        vectorized(
+            #[inline(always)]
+            || scan.run(problem, rows, logits, &mut states, candidates.as_deref_mut()),
+        );
     }
     (states, candidates)
 }
@@ -157,7 +163,10 @@ pub(crate) fn classifier_view<'a, T: Element>(
     match T::as_f32(&classifier.data[(first * stride).min(classifier.data.len())..]) {
         Some(data) => View::new(data, rows, hidden, stride),
         None => {
-            vectorized(|| classifier.widen_rows(first..first + rows, scratch));
+            vectorized(
+                #[inline(always)]
+                || classifier.widen_rows(first..first + rows, scratch),
+            );
             View::new(scratch, rows, hidden, hidden)
         }
     }
@@ -174,10 +183,13 @@ fn seed_states<T: Element>(
 ) -> Vec<SoftmaxState> {
     let mut target_row = vec![0.0_f32; hidden];
     let mut seed = |(index, row): (usize, &Row)| {
-        let product = vectorized(|| {
-            T::widen(classifier.row(row.class as usize), &mut target_row);
-            vector::dot(&block[index * hidden..][..hidden], &target_row)
-        });
+        let product = vectorized(
+            #[inline(always)]
+            || {
+                T::widen(classifier.row(row.class as usize), &mut target_row);
+                vector::dot(&block[index * hidden..][..hidden], &target_row)
+            },
+        );
         SoftmaxState::new(map.apply(product, row.class as usize))
     };
     rows.iter().enumerate().map(&mut seed).collect()
