@@ -150,6 +150,7 @@ impl Reference {
             let z = self.logits(i);
             let (best, max) =
                 z.iter().enumerate().fold((0, f64::NEG_INFINITY), |b, (v, &z)| if z > b.1 { (v, z) } else { b });
+            let max = if max == f64::NEG_INFINITY { 0.0 } else { max }; // every class masked: lse = ln 0 = -inf
             let sum: f64 = z.iter().map(|z| (z - max).exp()).sum();
             let lse = max + sum.ln();
             out.lse[i] = lse;
