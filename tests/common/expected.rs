@@ -5,7 +5,7 @@
 //! `entry_sums_agree_with_the_oracle` in `oracle.rs` holds the two together.
 //!
 //! Tolerances are running error bounds, not numbers that happened to pass: a logit of row i is wrong by at most a few
-//! ulps of `a_i = max_v (|scale| Σ_d |E_id C_vd| + |bias_v|)`, an exponential by that times itself, and a sum by a few
+//! ulps of `a_i = max_v (|scale| Σ_d |E_id C_vd| + |bias_v|)` (or of its partial sums' random walk, if larger), an exponential by that times itself, and a sum by a few
 //! ulps of the sum of its terms' magnitudes. [`ULPS`] is "a few". Everything else follows by the chain rule.
 
 use super::compare::{assert_close, check_close};
@@ -100,13 +100,17 @@ impl Expected {
             let e = &reference.embeddings[i * d..][..d];
             for class in 0..v {
                 let c = &reference.classifier[class * d..][..d];
-                let (mut dot, mut size) = (0.0, 0.0);
+                let (mut dot, mut size, mut walk) = (0.0, 0.0, 0.0);
                 for (e, c) in e.iter().zip(c) {
                     dot += e * c;
                     size += (e * c).abs();
+                    walk += dot * dot;
                 }
                 let x = f64::from(options.logit_scale) * dot + reference.bias[class];
                 logits[i * v + class] = options.softcap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
+                // Each partial sum is rounded. Where they are all large, because a large term came early, those
+                // roundings add up as a random walk: five deviations of it, times √2 for `z - lse`.
+                let size = f64::max(size, 0.5 * walk.sqrt());
                 let size = f64::from(options.logit_scale) * size + reference.bias[class].abs();
                 if size.is_finite() {
                     scale[i] = scale[i].max(size);
@@ -325,11 +329,13 @@ impl Expected {
                 let (bend, cancels) = cap.map_or((0.0, 0.0), |cap| (2.0 * a / cap, 2.0));
                 let unit = ULPS * EPS * (slope * (p_error + bend) + cancels);
                 let mut g = (sparse - one_hot - rank_one) * slope;
-                let mut tolerance = size * unit;
+                // Probabilities below the normal range of f32 may count as 0.
+                let flushed = 2.0 * f64::from(f32::MIN_POSITIVE) * (d_lse_size + entropy_size);
+                let mut tolerance = size * unit + if p_hat < 1e-30 { flushed } else { 0.0 };
                 if doubt {
                     tolerance += sparse.abs() * slope;
                 }
-                if g == 0.0 && tolerance == 0.0 {
+                if g == 0.0 && p_hat == 0.0 && tolerance <= flushed {
                     continue;
                 }
                 d_bias.add(class, g, 1.0, tolerance);
