@@ -136,6 +136,7 @@ pub fn cce_backward_into<B: Backend + ?Sized>(
 ///
 /// # Errors
 /// Those of the two.
+#[allow(clippy::type_complexity, reason = "a pair is what it is")]
 pub fn cce_forward_backward<B: Backend + ?Sized>(
     backend: &B,
     inputs: &Inputs<'_, B::Memory>,

@@ -276,7 +276,7 @@ fn check_sizes(Shape { tokens, hidden, vocab }: Shape) -> Result<()> {
 fn check_shift(tokens: usize, seq_len: Option<usize>, shift: usize) -> Result<()> {
     let seq = seq_len.unwrap_or(tokens);
     let err = |requirement| Err(Error::Shift { shift, seq_len: seq, tokens, requirement });
-    if seq_len.is_some_and(|s| s == 0 || tokens % s != 0) {
+    if seq_len.is_some_and(|s| s == 0 || !tokens.is_multiple_of(s)) {
         return err("the sequence length must divide the number of tokens");
     }
     if shift > 0 && tokens > 0 && shift >= seq {

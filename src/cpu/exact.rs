@@ -7,7 +7,7 @@ use super::coefficients::RowCoefficients;
 use super::columns::Columns;
 use super::forward::{LogitMap, classifier_view};
 use super::matmul::{View, matmul};
-use super::plan::{self, COLUMN_GROUP};
+use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::sink::RowSink;
 use super::vector::vectorized;
@@ -82,11 +82,26 @@ pub(crate) fn run<T: Element>(
         let (indices, embeddings) = (&exact.indices, &exact.embeddings);
         let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
             let e = View::new(&embeddings[range.start * hidden..], range.len(), hidden, hidden);
-            matmul(tile, width, false, e, view.transposed());
-            vectorized(
-                #[inline(always)]
-                || logits_to_gradients(problem, numbers, &indices[range.clone()], &map, tile, &classes),
-            );
+            for at in (0..width).step_by(VOCAB_TILE) {
+                // As in the forward: a tile becomes gradients while it is in the core's cache.
+                let tile_classes = first + at..(first + at + VOCAB_TILE).min(classes.end);
+                let logits = &mut tile[at..];
+                matmul(logits, width, false, e, view.rows(at, tile_classes.len()).transposed());
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        logits_to_gradients(
+                            problem,
+                            numbers,
+                            &indices[range.clone()],
+                            &map,
+                            logits,
+                            width,
+                            &tile_classes,
+                        )
+                    },
+                );
+            }
             if !d_embeddings.is_empty() {
                 matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, width), view);
             }
@@ -109,22 +124,28 @@ pub(crate) fn run<T: Element>(
             if !d_classifier.is_skip() {
                 matmul(&mut dense, hidden, false, own_gradients.transposed(), embeddings);
             }
-            let dense_bias =
-                if d_bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, own, first, map.scale()) };
+            if map.scale() != 1.0 {
+                dense.iter_mut().for_each(|g| *g *= map.scale());
+            }
+            let in_chunk = own.start - first..own.end - first;
+            let dense_bias = if d_bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, in_chunk) };
             columns.finish_group(group, &dense, &dense_bias, d_classifier, d_bias);
         });
     }
+    if map.scale() != 1.0 {
+        exact.d_embeddings.iter_mut().for_each(|g| *g *= map.scale());
+    }
 }
 
-/// Sums of the logit gradients of classes `own` over all rows. They carry the logit scale, which dbias does not.
-fn bias_sums(gradients: &[f32], width: usize, own: Range<usize>, first: usize, scale: f32) -> Vec<f32> {
+/// Sums of the logit gradients of classes `own` over all rows.
+fn bias_sums(gradients: &[f32], width: usize, own: Range<usize>) -> Vec<f32> {
     let mut sums = vec![0.0_f64; own.len()];
     for row in gradients.chunks_exact(width) {
-        for (sum, g) in sums.iter_mut().zip(&row[own.start - first..own.end - first]) {
+        for (sum, g) in sums.iter_mut().zip(&row[own.clone()]) {
             *sum += *g as f64;
         }
     }
-    sums.iter().map(|&s| (s / scale as f64) as f32).collect()
+    sums.iter().map(|&s| s as f32).collect()
 }
 
 /// Disjoint mutable parts, one a range of rows; all empty if `data` is.
@@ -138,7 +159,7 @@ fn split_rows<'a>(mut data: &'a mut [f32], ranges: &[Range<usize>], columns: usi
     ranges.iter().map(take).collect()
 }
 
-/// From products to `scale · ∂L/∂x`, in place.
+/// From products to `∂L/∂x`, in place; the logit scale comes later, to the finished sums. Row `k` of the tile starts at `k · stride`.
 #[inline(always)]
 fn logits_to_gradients(
     problem: &Problem<'_>,
@@ -146,33 +167,32 @@ fn logits_to_gradients(
     indices: &[usize],
     map: &LogitMap<'_>,
     tile: &mut [f32],
+    stride: usize,
     classes: &Range<usize>,
 ) {
-    let width = classes.len();
-    let mut class_weights = vec![0.0_f32; width];
-    map.apply_tile(tile, width, classes.start, &mut class_weights);
-    for (k, w) in class_weights.iter_mut().enumerate() {
-        *w = problem.class_weight(classes.start + k);
+    let (mut bias, mut class_weights) = ([0.0_f32; VOCAB_TILE], [0.0_f32; VOCAB_TILE]);
+    map.widen_bias(classes.start, &mut bias[..classes.len()]);
+    for (class, w) in classes.clone().zip(&mut class_weights) {
+        *w = problem.class_weight(class);
     }
-    let scale = map.scale();
-    for (&index, row) in indices.iter().zip(tile.chunks_exact_mut(width)) {
+    for (k, &index) in indices.iter().enumerate() {
+        let row = &mut tile[k * stride..][..classes.len()];
+        map.apply_row(row, &bias);
         let (statistics, coefficients) = (&numbers.statistics[index], &numbers.coefficients[index]);
         let target = (numbers.rows[index].class as usize).wrapping_sub(classes.start);
         let target_logit = row.get(target).copied();
-        let plain = coefficients.entropy == 0.0 && coefficients.spread == 0.0 && !map.has_softcap();
-        if plain {
+        if coefficients.entropy == 0.0 && coefficients.spread == 0.0 && !map.has_softcap() {
             // The common case, kept free of branches so that it vectorises.
-            let factor = coefficients.softmax * scale;
-            row.iter_mut().for_each(|z| *z = statistics.probability(*z) * factor);
+            row.iter_mut().for_each(|z| *z = statistics.probability(*z) * coefficients.softmax);
         } else {
             for (z, w) in row.iter_mut().zip(&class_weights) {
                 let (p, log_p) = (statistics.probability(*z), statistics.log_probability(*z));
                 let gradient = coefficients.of_probability(p, log_p, statistics) - coefficients.spread * w;
-                *z = gradient * map.softcap_derivative(*z) * scale;
+                *z = gradient * map.softcap_derivative(*z);
             }
         }
         if let Some(logit) = target_logit {
-            row[target] -= coefficients.target * map.softcap_derivative(logit) * scale;
+            row[target] -= coefficients.target * map.softcap_derivative(logit);
         }
     }
 }

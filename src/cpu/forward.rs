@@ -40,26 +40,25 @@ impl<'a> LogitMap<'a> {
         self.softcap.map_or(x, |cap| cap * vector::tanh(x / cap))
     }
 
-    /// All rows of a tile in place; `bias` is scratch for the tile's columns.
+    /// The biases of a tile's columns as `f32`; nothing to do without a bias.
     #[inline(always)]
-    pub fn apply_tile(&self, tile: &mut [f32], columns: usize, first_class: usize, bias: &mut [f32]) {
+    pub fn widen_bias(&self, first_class: usize, bias: &mut [f32]) {
         if let Some(values) = self.bias {
-            for (k, b) in bias[..columns].iter_mut().enumerate() {
-                *b = values.float_at(first_class + k);
-            }
+            bias.iter_mut().enumerate().for_each(|(k, b)| *b = values.float_at(first_class + k));
         }
-        if self.bias.is_some() || self.scale != 1.0 {
-            for row in tile.chunks_exact_mut(columns) {
-                if self.bias.is_some() {
-                    row.iter_mut().zip(&bias[..columns]).for_each(|(z, b)| *z = *z * self.scale + b);
-                } else {
-                    row.iter_mut().for_each(|z| *z *= self.scale);
-                }
-            }
+    }
+
+    /// One row of a tile in place; `bias` from [`LogitMap::widen_bias`].
+    #[inline(always)]
+    pub fn apply_row(&self, row: &mut [f32], bias: &[f32]) {
+        if self.bias.is_some() {
+            row.iter_mut().zip(bias).for_each(|(z, b)| *z = z.mul_add(self.scale, *b));
+        } else if self.scale != 1.0 {
+            row.iter_mut().for_each(|z| *z *= self.scale);
         }
         if let Some(cap) = self.softcap {
             let inverse = 1.0 / cap;
-            tile.iter_mut().for_each(|z| *z = cap * vector::tanh(*z * inverse));
+            row.iter_mut().for_each(|z| *z = cap * vector::tanh(*z * inverse));
         }
     }
 
@@ -182,15 +181,19 @@ fn seed_states<T: Element>(
     map: &LogitMap<'_>,
 ) -> Vec<SoftmaxState> {
     let mut target_row = vec![0.0_f32; hidden];
+    // Two sums of D terms in different orders differ by at most 2 · D · 2^-24 · Σ |terms| (Higham 2002, eq. 3.5); the
+    // bias and the softcap, which is a contraction, round a few times more.
+    let rounding = hidden as f32 * f32::EPSILON * map.scale();
     let mut seed = |(index, row): (usize, &Row)| {
-        let product = vectorized(
+        let (product, magnitude) = vectorized(
             #[inline(always)]
             || {
                 T::widen(classifier.row(row.class as usize), &mut target_row);
-                vector::dot(&block[index * hidden..][..hidden], &target_row)
+                vector::dot_and_magnitude(&block[index * hidden..][..hidden], &target_row)
             },
         );
-        SoftmaxState::new(map.apply(product, row.class as usize))
+        let logit = map.apply(product, row.class as usize);
+        SoftmaxState::new(logit, 1e-3 + rounding * magnitude + 4.0 * f32::EPSILON * logit.abs())
     };
     rows.iter().enumerate().map(&mut seed).collect()
 }
@@ -220,8 +223,10 @@ impl TileScan<'_> {
         for (k, w) in weyl.iter_mut().enumerate() {
             *w = (k as u32).wrapping_mul(WEYL_STEP);
         }
-        self.map.apply_tile(logits, columns, first_class, &mut exps);
-        for (index, (logits, state)) in logits.chunks_exact(columns).zip(states).enumerate() {
+        let mut bias = [0.0_f32; VOCAB_TILE];
+        self.map.widen_bias(first_class, &mut bias[..columns]);
+        for (index, (logits, state)) in logits.chunks_exact_mut(columns).zip(states).enumerate() {
+            self.map.apply_row(logits, &bias);
             if self.options.entropy {
                 state.push::<true>(logits, &mut exps, first_class);
             } else {
@@ -234,7 +239,7 @@ impl TileScan<'_> {
             }
             if self.options.label_smoothing > 0.0 {
                 let weighted =
-                    |(k, z): (usize, &f32)| (problem.class_weight(first_class + k) * (z - state.seed)) as f64;
+                    |(k, z): (usize, &f32)| (problem.class_weight(first_class + k) * (z - state.anchor)) as f64;
                 state.smooth += logits.iter().enumerate().map(weighted).sum::<f64>();
             }
             if let Some(candidates) = candidates.as_deref_mut() {

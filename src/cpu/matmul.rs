@@ -17,6 +17,13 @@ impl<'a> View<'a> {
         View { data, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// `count` rows from `first` on.
+    pub fn rows(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows);
+        let start = (first * self.row_stride).min(self.data.len());
+        View { data: &self.data[start..], rows: count, ..self }
+    }
+
     /// The transpose, without moving anything.
     pub fn transposed(self) -> Self {
         View {

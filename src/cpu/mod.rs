@@ -175,7 +175,7 @@ fn row_loss(problem: &Problem<'_>, row: &Row, state: &SoftmaxState, class_weight
     let nll = (max - state.target_logit as f64) + log_sum;
     let mut loss = (1.0 - smoothing) * problem.class_weight(row.class as usize) as f64 * nll;
     if smoothing > 0.0 {
-        let spread = class_weight_sum * ((max - state.seed as f64) + log_sum) - state.smooth;
+        let spread = class_weight_sum * ((max - state.anchor as f64) + log_sum) - state.smooth;
         loss += smoothing / problem.shape().vocab as f64 * spread;
     }
     if z_loss > 0.0 {

@@ -13,21 +13,23 @@ pub(crate) struct SoftmaxState {
     pub sum: f64,
     /// `Σ exp(z - max) · (z - max)`, for the entropy.
     pub weighted: f64,
-    /// `Σ_v w_v (z_v - z_target)`, for label smoothing; relative to the seed of the target's logit.
+    /// `Σ_v w_v (z_v - anchor)`, for label smoothing.
     pub smooth: f64,
+    /// Near the target's logit, and finite: differences against it do not cancel under a common offset.
+    pub anchor: f32,
     /// The target's logit once its tile has passed.
     pub target_logit: f32,
     /// The first class that reached `max`.
     pub argmax: u32,
-    /// The target's logit by a separate dot product: a lower bound of the final log-sum-exp from the first tile on.
-    pub seed: f32,
+    /// Below the target's logit, by a separate dot product: a bound of the final log-sum-exp from the first tile on.
+    pub floor: f32,
     /// Whether the target's tile is still to come, so that `sum` does not hold its term.
     pub pending: bool,
 }
 
 impl SoftmaxState {
-    /// The empty row, its target's logit known to be about `seed`.
-    pub fn new(seed: f32) -> Self {
+    /// The empty row, its target's logit known to be `seed` up to `margin`.
+    pub fn new(seed: f32, margin: f32) -> Self {
         SoftmaxState {
             max: f32::NEG_INFINITY,
             sum: 0.0,
@@ -35,7 +37,8 @@ impl SoftmaxState {
             smooth: 0.0,
             target_logit: f32::NAN,
             argmax: u32::MAX,
-            seed,
+            anchor: if seed.is_finite() { seed } else { 0.0 },
+            floor: seed - margin,
             pending: true,
         }
     }
@@ -99,10 +102,8 @@ impl SoftmaxState {
     /// A lower bound of the final `Σ exp(z - max)`: what has been summed, and the target's term if it is to come.
     #[inline(always)]
     pub fn sum_bound(&self) -> f32 {
-        // The seed comes from another order of summation than the tile's logit: stay below either.
-        let seed = self.seed - (0.05 + 1e-4 * self.seed.abs());
-        let seed = if self.pending { vector::exp((seed - self.reference()).min(80.0)) } else { 0.0 };
-        self.sum as f32 + seed
+        let target = if self.pending { vector::exp((self.floor - self.reference()).min(80.0)) } else { 0.0 };
+        self.sum as f32 + target
     }
 
     /// Log-sum-exp relative to `max`.
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     fn stream(logits: &[f32], tile: usize) -> SoftmaxState {
-        let mut state = SoftmaxState::new(0.0);
+        let mut state = SoftmaxState::new(0.0, 0.0);
         let mut exps = vec![f32::NAN; tile];
         for (i, tile_logits) in logits.chunks(tile).enumerate() {
             state.push::<true>(tile_logits, &mut exps, i * tile);

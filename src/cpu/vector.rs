@@ -28,7 +28,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 8.333_452e-3);
     let p = p.mul_add(r, 4.166_579_6e-2);
     let p = p.mul_add(r, 1.666_666_5e-1);
-    let p = p.mul_add(r, 5.000_000_1e-1);
+    let p = p.mul_add(r, 5e-1);
     let y = p.mul_add(r * r, r) + 1.0;
     let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < LOWEST { 0.0 } else { y * scale }
@@ -39,7 +39,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 pub(crate) fn tanh(x: f32) -> f32 {
     let (magnitude, square) = (x.abs(), x * x);
     let p = -5.704_988_7e-3_f32;
-    let p = p.mul_add(square, 2.063_908_9e-2);
+    let p = p.mul_add(square, 2.063_909e-2);
     let p = p.mul_add(square, -5.373_971_6e-2);
     let p = p.mul_add(square, 1.333_144_2e-1);
     let p = p.mul_add(square, -3.333_328e-1);
@@ -64,19 +64,25 @@ pub(crate) fn maximum(values: &[f32]) -> f32 {
     tail.iter().fold(lanes.iter().fold(f32::NEG_INFINITY, larger), larger)
 }
 
-/// `Σ a_k b_k` in 64 interleaved partial sums.
+/// `Σ a_k b_k` and `Σ |a_k b_k|`, each in 64 interleaved partial sums.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot_and_magnitude(a: &[f32], b: &[f32]) -> (f32, f32) {
     const LANES: usize = 64;
-    let mut lanes = [0.0_f32; LANES];
+    let (mut sums, mut magnitudes) = ([0.0_f32; LANES], [0.0_f32; LANES]);
     let (a_chunks, a_tail) = a.as_chunks::<LANES>();
     let (b_chunks, b_tail) = b.as_chunks::<LANES>();
     for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane = a.mul_add(*b, *lane);
+        for k in 0..LANES {
+            let product = a[k] * b[k];
+            sums[k] += product;
+            magnitudes[k] += product.abs();
         }
     }
-    lanes.iter().sum::<f32>() + a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum::<f32>()
+    for ((a, b), k) in a_tail.iter().zip(b_tail).zip(0..) {
+        sums[k] += a * b;
+        magnitudes[k] += (a * b).abs();
+    }
+    (sums.iter().sum(), magnitudes.iter().sum())
 }
 
 /// `acc += Σ_j coefficient_j · row_j`, four rows at a time: a quarter of the traffic on `acc`, four streams in flight.
@@ -155,7 +161,8 @@ mod tests {
             let b: Vec<f32> = (0..len).map(|i| ((i * 53) % 89) as f32 - 44.0).collect();
             assert_eq!(maximum(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             // Small integers: every order of summation is exact.
-            assert_eq!(dot(&a, &b), a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>());
+            let products = || a.iter().zip(&b).map(|(a, b)| a * b);
+            assert_eq!(dot_and_magnitude(&a, &b), (products().sum(), products().map(f32::abs).sum()));
             let mut acc = a.clone();
             let rows = [b.clone(), a.clone(), b.clone(), a.clone(), b.clone()];
             add_rows(&mut acc, &[1.0, 2.0, -1.0, 1.0, 3.0], |j| &rows[j][..]);

@@ -1,0 +1,183 @@
+//! Checks a result in `f64` on a slice: some rows of everything that is per token and of dE, some rows of dC. The full
+//! oracle would take N·V·D scalar operations in `f64`; a slice of it is enough to refuse to time what is wrong.
+
+use super::workload::Workload;
+use cut_cross_entropy::{DType, GradientFilter, HostBuffer, filter};
+use rayon::prelude::*;
+
+/// Rows of dE and of the per-token outputs.
+const ROWS: usize = 6;
+/// Rows of dC.
+const CLASSES: usize = 8;
+/// How far, relative to its threshold, a probability may lie and still be kept by one and dropped by another.
+const BORDERLINE: f64 = 1e-4;
+
+/// The result of a forward and a backward of the mean loss.
+pub struct Outcome<'a> {
+    pub loss: f32,
+    pub nll: &'a [f32],
+    pub lse: &'a [f32],
+    pub d_embeddings: &'a HostBuffer,
+    pub d_classifier: &'a HostBuffer,
+    pub filter: GradientFilter,
+    /// Rows that a sparse filter left to the exact path, in which case each row may be either.
+    pub exact_rows: u64,
+}
+
+/// Largest errors found, relative to the tolerance: all at most 1, or [`SliceOracle::check`] failed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Agreement {
+    pub loss: f64,
+    pub per_token: f64,
+    pub d_embeddings: f64,
+    pub d_classifier: f64,
+}
+
+/// Logits of a slice, in `f64`.
+pub struct SliceOracle<'a> {
+    workload: &'a Workload,
+    /// Token and its V logits.
+    rows: Vec<(usize, Vec<f64>)>,
+    /// Class and its N logits.
+    classes: Vec<(usize, Vec<f64>)>,
+}
+
+impl<'a> SliceOracle<'a> {
+    /// Computes the slice: first and last token and some between; frequent, rare and target classes.
+    pub fn new(workload: &'a Workload) -> Self {
+        let shape = workload.shape;
+        let spread = |count: usize, of: usize| (0..count).map(move |k| k * of.saturating_sub(1) / (count - 1).max(1));
+        let mut rows: Vec<usize> = spread(ROWS.min(shape.tokens), shape.tokens).collect();
+        let mut classes: Vec<usize> = spread(CLASSES.min(shape.vocab), shape.vocab).collect();
+        classes.extend(rows.iter().map(|&i| workload.targets[i] as usize));
+        for picked in [&mut rows, &mut classes] {
+            picked.sort_unstable();
+            picked.dedup();
+        }
+        let (e, c) = (workload.wide_embeddings(), workload.wide_classifier());
+        let row = |matrix: &'a [f32], index: usize| &matrix[index * shape.hidden..][..shape.hidden];
+        let rows = rows.into_par_iter().map(|i| (i, (0..shape.vocab).map(|v| dot(row(e, i), row(c, v))).collect()));
+        let classes =
+            classes.into_par_iter().map(|v| (v, (0..shape.tokens).map(|i| dot(row(e, i), row(c, v))).collect()));
+        SliceOracle { workload, rows: rows.collect(), classes: classes.collect() }
+    }
+
+    /// Compares; the message says what is wrong. NaN anywhere is wrong.
+    pub fn check(&self, outcome: &Outcome<'_>) -> Result<Agreement, String> {
+        let (workload, shape) = (self.workload, self.workload.shape);
+        let mut worst = Agreement::default();
+        // The softmax turns an absolute error of a logit into a relative one of the gradient.
+        let gradient_tolerance = match workload.embeddings.as_slice() {
+            s if cut_cross_entropy::memory::Buffer::dtype(&s) == DType::F32 => 2e-4,
+            _ => 5e-3, // rounding of the result to 8 bits
+        };
+        within(&mut worst.loss, "loss", f64::from(outcome.loss), workload.survey.loss, 1e-4)?;
+        for (i, survey_lse) in workload.survey.lse.iter().enumerate() {
+            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[i]), *survey_lse, 1e-4)?;
+        }
+        for (i, z) in &self.rows {
+            let target = workload.targets[*i] as usize;
+            let lse = log_sum_exp(z);
+            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[*i]), lse, 1e-4)?;
+            within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), lse - z[target], 1e-4)?;
+            let mut compare = |filter| {
+                let entries = z.iter().enumerate().map(|(v, &z)| (v, self.entry(filter, *i, v, (z - lse).exp())));
+                let expected = combine(workload.wide_classifier(), shape.hidden, entries);
+                let ours = row_of(outcome.d_embeddings, *i, shape.hidden);
+                expected.compare(&mut worst.d_embeddings, &format!("d_embeddings[{i}]"), &ours, gradient_tolerance)
+            };
+            if outcome.exact_rows == 0 || compare(GradientFilter::Exact).is_err() {
+                compare(outcome.filter)?;
+            }
+        }
+        // Which rows took the exact path is not known here, so a class's sum over mixed rows cannot be predicted.
+        let mixed = outcome.exact_rows > 0 && outcome.filter != GradientFilter::Exact;
+        for (v, z) in self.classes.iter().filter(|_| !mixed) {
+            let probability = |(i, z): (usize, &f64)| (z - workload.survey.lse[i]).exp();
+            let entries = z.iter().enumerate().map(|x| (x.0, self.entry(outcome.filter, x.0, *v, probability(x))));
+            let expected = combine(workload.wide_embeddings(), shape.hidden, entries);
+            let ours = row_of(outcome.d_classifier, *v, shape.hidden);
+            expected.compare(&mut worst.d_classifier, &format!("d_classifier[{v}]"), &ours, gradient_tolerance)?;
+        }
+        Ok(worst)
+    }
+
+    /// dL/dz of one entry as the filter leaves it, and by how much it may differ if it lies on the threshold.
+    fn entry(&self, filter: GradientFilter, token: usize, class: usize, p: f64) -> (f64, f64) {
+        let weight = 1.0 / self.workload.shape.tokens as f64;
+        let is_target = self.workload.targets[token] as usize == class;
+        let eps = f64::from(filter.eps());
+        let (kept, threshold) = match filter {
+            _ if is_target => (p - 1.0, 0.0),
+            GradientFilter::Exact => (p, 0.0),
+            GradientFilter::Threshold { .. } => (if p >= eps { p } else { 0.0 }, eps),
+            GradientFilter::Unbiased { seed, .. } => {
+                let u = f64::from(filter::entry_uniform(filter::row_start(seed, token), class as u32));
+                (if p >= eps * u { p.max(eps) } else { 0.0 }, eps * u)
+            }
+        };
+        let borderline = threshold > 0.0 && (p - threshold).abs() <= BORDERLINE * threshold;
+        (weight * kept, if borderline { weight * p.max(eps) } else { 0.0 })
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+fn log_sum_exp(z: &[f64]) -> f64 {
+    let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln()
+}
+
+/// A gradient row, and the length that entries on the threshold may add to its error.
+struct GradientRow {
+    values: Vec<f64>,
+    /// Root of the sum of the terms' squares, and the row's length: what its rounding errors are relative to.
+    scale: f64,
+    slack: f64,
+}
+
+/// `Σ entry · row` over the rows of `matrix`.
+fn combine(matrix: &[f32], hidden: usize, entries: impl Iterator<Item = (usize, (f64, f64))>) -> GradientRow {
+    let mut sum = GradientRow { values: vec![0.0; hidden], scale: 0.0, slack: 0.0 };
+    for (index, (value, slack)) in entries {
+        if value == 0.0 && slack == 0.0 {
+            continue;
+        }
+        let row = &matrix[index * hidden..][..hidden];
+        sum.values.iter_mut().zip(row).for_each(|(s, &x)| *s += value * f64::from(x));
+        let length = dot(row, row).sqrt();
+        sum.scale += (value * length).powi(2);
+        sum.slack += slack * length;
+    }
+    sum.scale = sum.scale.sqrt() + sum.values.iter().map(|x| x * x).sum::<f64>().sqrt();
+    sum
+}
+
+impl GradientRow {
+    fn compare(&self, worst: &mut f64, what: &str, ours: &[f64], tolerance: f64) -> Result<(), String> {
+        let error = self.values.iter().zip(ours).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+        within(worst, what, error, 0.0, tolerance * self.scale + self.slack + 1e-12)
+    }
+}
+
+fn row_of(buffer: &HostBuffer, index: usize, hidden: usize) -> Vec<f64> {
+    let range = index * hidden..(index + 1) * hidden;
+    match buffer {
+        HostBuffer::F32(b) => b[range].iter().map(|&x| f64::from(x)).collect(),
+        HostBuffer::F16(b) => b[range].iter().map(|&x| f64::from(x)).collect(),
+        HostBuffer::BF16(b) => b[range].iter().map(|&x| f64::from(x)).collect(),
+        _ => vec![f64::NAN; hidden],
+    }
+}
+
+fn within(worst: &mut f64, what: &str, ours: f64, expected: f64, tolerance: f64) -> Result<(), String> {
+    let error = (ours - expected).abs();
+    *worst = worst.max(error / tolerance);
+    // Written so that NaN fails.
+    if error <= tolerance {
+        return Ok(());
+    }
+    Err(format!("{what} is off: {ours:e} against {expected:e}, error {error:.2e}, tolerance {tolerance:.2e}"))
+}

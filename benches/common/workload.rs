@@ -1,0 +1,198 @@
+//! Inputs that look like a trained language model's. Never `randn · randn`: its softmax is flat, its targets have no
+//! head, and every conclusion about sparsity drawn from it is wrong.
+//!
+//! The logit of token i and class v is `prior_v + sharpness_i · context_iv`, where
+//!
+//! - `prior_v`: Zipf-Mandelbrot log-frequency `-ln(v + 4)` with some noise, carried by one hidden direction that all
+//!   embeddings share, as trained classifiers do. Low ids are frequent, as byte-pair vocabularies are ordered.
+//! - `context_iv`: dot product of a direction of the token, half of it shared by the [`TOPIC`] tokens around it (a
+//!   document), with a direction of the class, half of it shared by its cluster. Neighbouring rows have much of their
+//!   heads in common, and clusters of classes rise together.
+//! - `sharpness_i`: log-normal over tokens. Rows differ widely in entropy, as they do in text.
+//!
+//! Targets are drawn from the resulting softmax, so the model is calibrated: its loss is its mean entropy, targets are
+//! often in the head, and frequent classes are targets of many rows. [`Survey`] measures what came out.
+
+use super::baseline::widen_into;
+use super::survey::{Survey, survey};
+use cut_cross_entropy::{DType, HostBuffer, HostSlice, Inputs, Matrix, Shape};
+use rayon::prelude::*;
+
+/// Tokens that share a topic direction.
+const TOPIC: usize = 128;
+/// Clusters of classes.
+const CLUSTERS: usize = 1024;
+/// Median of the standard deviation of the context part of a row's logits.
+const SHARPNESS: f32 = 4.0;
+/// Standard deviation of its logarithm over rows.
+const SHARPNESS_SPREAD: f32 = 0.35;
+/// Length of the shared direction in the embeddings.
+const PRIOR_SCALE: f32 = 8.0;
+/// Standard deviation of the log-prior around Zipf's law.
+const PRIOR_NOISE: f32 = 0.5;
+
+/// A problem to time: mean loss, default options but for the filter.
+pub struct Workload {
+    pub shape: Shape,
+    pub embeddings: HostBuffer,
+    pub classifier: HostBuffer,
+    pub targets: Vec<i64>,
+    /// What the softmax looks like, and each row's log-sum-exp by a path that shares nothing with the backends.
+    pub survey: Survey,
+    wide_embeddings: Vec<f32>,
+    wide_classifier: Vec<f32>,
+}
+
+impl Workload {
+    /// Generates inputs of that shape and dtype; a pure function of its arguments.
+    pub fn generate(shape: Shape, dtype: DType, seed: u64) -> Self {
+        let (e, c) = (embeddings(shape, seed), classifier(shape, seed));
+        let (embeddings, e) = rounded(e, dtype);
+        let (classifier, c) = rounded(c, dtype);
+        let mut workload = Workload {
+            shape,
+            embeddings,
+            classifier,
+            targets: Vec::new(),
+            survey: Survey::default(),
+            wide_embeddings: e,
+            wide_classifier: c,
+        };
+        let draw = |row: usize| Random::new(seed, Stream::Targets, row).unit();
+        let (survey, targets) = survey(&workload, Some(&draw));
+        (workload.survey, workload.targets) = (survey, targets);
+        workload
+    }
+
+    /// Given inputs, e.g. of a trained model, with every target in [0, V).
+    pub fn from_parts(shape: Shape, embeddings: HostBuffer, classifier: HostBuffer, targets: Vec<i64>) -> Self {
+        let widened = |buffer: &HostBuffer| {
+            let mut wide = Vec::new();
+            if buffer.as_f32().is_none() {
+                widen_into(buffer.as_slice(), &mut wide);
+            }
+            wide
+        };
+        let mut workload = Workload {
+            shape,
+            wide_embeddings: widened(&embeddings),
+            wide_classifier: widened(&classifier),
+            embeddings,
+            classifier,
+            targets,
+            survey: Survey::default(),
+        };
+        workload.survey = survey(&workload, None).0;
+        workload
+    }
+
+    /// As the library takes it.
+    pub fn inputs(&self) -> Inputs<'_> {
+        let Shape { tokens, hidden, vocab } = self.shape;
+        Inputs::new(
+            Matrix::new(self.embeddings.as_slice(), tokens, hidden),
+            Matrix::new(self.classifier.as_slice(), vocab, hidden),
+            HostSlice::from(&self.targets),
+        )
+    }
+
+    /// E in f32, [N, D].
+    pub fn wide_embeddings(&self) -> &[f32] {
+        self.embeddings.as_f32().unwrap_or(&self.wide_embeddings)
+    }
+
+    /// C in f32, [V, D].
+    pub fn wide_classifier(&self) -> &[f32] {
+        self.classifier.as_f32().unwrap_or(&self.wide_classifier)
+    }
+}
+
+/// The values rounded to `dtype`, and for 16-bit types the rounded values in f32.
+fn rounded(values: Vec<f32>, dtype: DType) -> (HostBuffer, Vec<f32>) {
+    if dtype == DType::F32 {
+        return (HostBuffer::F32(values), Vec::new());
+    }
+    let mut buffer = HostBuffer::zeros("workload", dtype, values.len()).expect("memory for the inputs");
+    super::baseline::narrow(&values, &mut buffer);
+    let mut wide = values;
+    widen_into(buffer.as_slice(), &mut wide);
+    (buffer, wide)
+}
+
+fn embeddings(shape: Shape, seed: u64) -> Vec<f32> {
+    let mut rows = vec![0.0; shape.tokens * shape.hidden];
+    let prior = direction(shape.hidden, seed);
+    rows.par_chunks_mut(shape.hidden.max(1)).enumerate().for_each(|(i, row)| {
+        let mut topic = Random::new(seed, Stream::Topics, i / TOPIC);
+        let mut own = Random::new(seed, Stream::Embeddings, i);
+        let sharpness = SHARPNESS * (SHARPNESS_SPREAD * own.normal()).exp();
+        for (e, prior) in row.iter_mut().zip(&prior) {
+            let context = (topic.normal() + own.normal()) * std::f32::consts::FRAC_1_SQRT_2;
+            *e = PRIOR_SCALE * prior + sharpness * context;
+        }
+    });
+    rows
+}
+
+fn classifier(shape: Shape, seed: u64) -> Vec<f32> {
+    let mut rows = vec![0.0; shape.vocab * shape.hidden];
+    let prior = direction(shape.hidden, seed);
+    let per_dim = (0.5 / shape.hidden as f32).sqrt();
+    rows.par_chunks_mut(shape.hidden.max(1)).enumerate().for_each(|(v, row)| {
+        let mut own = Random::new(seed, Stream::Classifier, v);
+        let log_frequency = -(v as f32 + 4.0).ln() + PRIOR_NOISE * own.normal();
+        let mut cluster = Random::new(seed, Stream::Clusters, own.next() as usize % CLUSTERS);
+        for (c, prior) in row.iter_mut().zip(&prior) {
+            *c = log_frequency / PRIOR_SCALE * prior + per_dim * (cluster.normal() + own.normal());
+        }
+    });
+    rows
+}
+
+/// A unit vector with components ±1/√D.
+fn direction(hidden: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random::new(seed, Stream::Prior, 0);
+    let length = 1.0 / (hidden as f32).sqrt();
+    (0..hidden).map(|_| if random.next() & 1 == 0 { length } else { -length }).collect()
+}
+
+/// What a sequence of random numbers is for: keeps the sequences apart.
+enum Stream {
+    Prior = 1,
+    Topics,
+    Embeddings,
+    Classifier,
+    Clusters,
+    Targets,
+}
+
+/// SplitMix64, one sequence for each (seed, stream, index).
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64, stream: Stream, index: usize) -> Self {
+        let mut random = Random(seed.wrapping_mul(0xA076_1D64_78BD_642F) ^ ((stream as u64) << 56) ^ index as u64);
+        random.0 = random.next();
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Nearly normal with mean 0 and variance 1: the sum of four uniform numbers out of one draw.
+    fn normal(&mut self) -> f32 {
+        let bits = self.next();
+        let sum: u64 = (0..4).map(|k| (bits >> (16 * k)) & 0xFFFF).sum();
+        (sum as f32 / 65_536.0 - 2.0) * 1.732_050_8 // variance 4/12
+    }
+}

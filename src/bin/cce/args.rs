@@ -1,0 +1,116 @@
+//! Values of command line options that several subcommands share.
+
+use clap::ValueEnum;
+use cut_cross_entropy::{Cpu, DType, GradientDType, GradientFilter, Reduction};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The fastest that this build and this machine have.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl BackendArg {
+    /// The backend, or why there is none.
+    pub fn open(self) -> anyhow::Result<Cpu> {
+        match self {
+            BackendArg::Auto | BackendArg::Cpu => Ok(Cpu),
+            BackendArg::Cuda => anyhow::bail!("this build has no CUDA backend; use --backend cpu"),
+        }
+    }
+}
+
+/// How per-token losses become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReductionArg {
+    /// They do not: gradients are those of `Σ d_losses_i · losses_i`.
+    None,
+    /// Weighted mean over tokens that are not ignored.
+    Mean,
+    /// Sum.
+    Sum,
+}
+
+impl From<ReductionArg> for Reduction {
+    fn from(arg: ReductionArg) -> Reduction {
+        match arg {
+            ReductionArg::None => Reduction::None,
+            ReductionArg::Mean => Reduction::Mean,
+            ReductionArg::Sum => Reduction::Sum,
+        }
+    }
+}
+
+/// Element type of gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GradientDTypeArg {
+    /// That of the tensor which the gradient belongs to.
+    Input,
+    /// f32.
+    F32,
+}
+
+impl From<GradientDTypeArg> for GradientDType {
+    fn from(arg: GradientDTypeArg) -> GradientDType {
+        match arg {
+            GradientDTypeArg::Input => GradientDType::Input,
+            GradientDTypeArg::F32 => GradientDType::F32,
+        }
+    }
+}
+
+/// Element type of embeddings and classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<DTypeArg> for DType {
+    fn from(arg: DTypeArg) -> DType {
+        match arg {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::F16 => DType::F16,
+            DTypeArg::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Which entries of the softmax take part in the gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FilterArg {
+    /// All of them.
+    Exact,
+    /// Small probabilities are rounded at random to 0 or eps; right in expectation.
+    Unbiased,
+    /// Probabilities below eps are dropped; biased, for comparison.
+    Threshold,
+}
+
+impl FilterArg {
+    /// The library's filter.
+    pub fn filter(self, eps: f32, seed: u64) -> GradientFilter {
+        match self {
+            FilterArg::Exact => GradientFilter::Exact,
+            FilterArg::Unbiased => GradientFilter::Unbiased { eps, seed },
+            FilterArg::Threshold => GradientFilter::Threshold { eps },
+        }
+    }
+}
+
+/// A number, also as a power of two: `0.001` or `2^-10`.
+pub fn parse_eps(text: &str) -> Result<f32, String> {
+    let number = |text: &str| text.parse::<f32>().map_err(|_| format!("`{text}` is not a number"));
+    match text.split_once('^') {
+        Some((base, exponent)) => Ok(number(base)?.powf(number(exponent)?)),
+        None => number(text),
+    }
+}

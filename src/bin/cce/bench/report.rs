@@ -1,0 +1,132 @@
+//! The benchmark's table and its CSV file.
+
+use super::timing::{Summary, median};
+use anyhow::Context;
+use cut_cross_entropy::{DType, Shape, Telemetry};
+use std::io::Write;
+use std::path::Path;
+
+/// Everything measured at one shape and dtype.
+pub struct ShapeReport {
+    pub name: String,
+    pub shape: Shape,
+    pub dtype: DType,
+    pub matmul_ms: Vec<f64>,
+    pub methods: Vec<MethodReport>,
+}
+
+/// Everything measured of one method.
+pub struct MethodReport {
+    pub name: String,
+    pub forward: Summary,
+    pub backward: Summary,
+    pub both: Summary,
+    pub peak_bytes: usize,
+    pub telemetry: Telemetry,
+    pub loss: f32,
+}
+
+impl MethodReport {
+    pub fn phases(&self) -> [(&'static str, Summary); 3] {
+        [("forward", self.forward), ("backward", self.backward), ("both", self.both)]
+    }
+}
+
+impl ShapeReport {
+    fn matmul_min_ms(&self) -> f64 {
+        self.matmul_ms.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// `name dtype`, for headings.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.name, self.dtype)
+    }
+}
+
+/// Mebibytes, for people.
+pub fn mib(bytes: usize) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+/// Prints the table of one shape.
+pub fn print_table(report: &ShapeReport) {
+    let flops = 2.0 * report.shape.tokens as f64 * report.shape.vocab as f64 * report.shape.hidden as f64;
+    let (typical, shortest) = (median(report.matmul_ms.clone()), report.matmul_min_ms());
+    println!(
+        "T = one plain matmul: median {typical:.1} ms, shortest {shortest:.1} ms ({:.0} GFLOP/s), {} runs",
+        flops / shortest * 1e-6,
+        report.matmul_ms.len(),
+    );
+    println!(
+        "{:<18}{:<10}{:>9}{:>9}{:>9}{:>12}{:>12}{:>13}{:>11}{:>10}",
+        "method", "phase", "median/T", "min/T", "cpu/T", "median ms", "min ms", "tokens/s", "peak MiB", "kept/row"
+    );
+    for method in &report.methods {
+        for (phase, summary) in method.phases() {
+            let cpu = summary.cpu_ratio.map_or("-".into(), |r| format!("{r:.3}"));
+            let (peak, kept) = match phase {
+                "both" => (format!("{:.1}", mib(method.peak_bytes)), kept(method)),
+                _ => (String::new(), String::new()),
+            };
+            println!(
+                "{:<18}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.1}{:>12.1}{:>13.0}{peak:>11}{kept:>10}",
+                if phase == "forward" { &method.name } else { "" },
+                summary.median_ratio,
+                summary.min_ratio,
+                summary.median_ms,
+                summary.min_ms,
+                report.shape.tokens as f64 / summary.median_ms * 1e3,
+            );
+        }
+    }
+}
+
+/// Kept entries a row, where the method keeps some.
+fn kept(method: &MethodReport) -> String {
+    match method.telemetry {
+        Telemetry { rows, exact_rows, .. } if rows == exact_rows => "-".into(),
+        telemetry => format!("{:.1}", telemetry.kept_per_row()),
+    }
+}
+
+/// One line for each method and phase.
+pub fn write_csv(path: &Path, reports: &[ShapeReport]) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+        writeln!(
+            file,
+            "shape,tokens,vocab,hidden,dtype,method,phase,median_ratio,min_ratio,cpu_ratio,median_ms,min_ms,\
+             matmul_median_ms,matmul_min_ms,rounds_matmul,peak_bytes,kept_per_row,kept_mass,loss,threads"
+        )?;
+        for report in reports {
+            let Shape { tokens, hidden, vocab } = report.shape;
+            for method in &report.methods {
+                for (phase, s) in method.phases() {
+                    let cpu = s.cpu_ratio.map_or(String::new(), |r| format!("{r:.4}"));
+                    writeln!(
+                        file,
+                        "{},{tokens},{vocab},{hidden},{},{},{phase},{:.4},{:.4},{cpu},{:.3},{:.3},{:.3},{:.3},{},{},\
+                         {:.2},{:.6},{:.6},{}",
+                        report.name,
+                        report.dtype,
+                        method.name,
+                        s.median_ratio,
+                        s.min_ratio,
+                        s.median_ms,
+                        s.min_ms,
+                        median(report.matmul_ms.clone()),
+                        report.matmul_min_ms(),
+                        report.matmul_ms.len(),
+                        method.peak_bytes,
+                        method.telemetry.kept_per_row(),
+                        method.telemetry.kept_mass,
+                        method.loss,
+                        rayon::current_num_threads(),
+                    )?;
+                }
+            }
+        }
+        file.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

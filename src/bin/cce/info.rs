@@ -1,0 +1,80 @@
+//! `cce info`: what this build and this machine have, and the plan for a shape.
+
+use crate::args::{DTypeArg, FilterArg, parse_eps};
+use crate::common::shapes::{self, NAMED_SHAPES};
+use crate::heap;
+use anyhow::Context;
+use clap::Args;
+use cut_cross_entropy::cpu::CpuPlan;
+use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
+
+/// Version, backends, devices, named shapes, and the plan for one shape.
+#[derive(Args)]
+pub struct InfoArgs {
+    /// A named model shape.
+    #[arg(long)]
+    shape: Option<String>,
+    /// Tokens N, in place of the named shape's.
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Vocabulary V, in place of the named shape's.
+    #[arg(long)]
+    vocab: Option<usize>,
+    /// Hidden size D, in place of the named shape's.
+    #[arg(long)]
+    hidden: Option<usize>,
+    /// Element type of embeddings and classifier.
+    #[arg(long, value_enum, default_value_t = DTypeArg::Bf16)]
+    dtype: DTypeArg,
+    /// Which entries of the softmax take part in the gradients.
+    #[arg(long, value_enum, default_value_t = FilterArg::Unbiased)]
+    filter: FilterArg,
+    /// Threshold on probabilities of the unbiased and threshold filters; `2^-10` is understood.
+    #[arg(long, value_parser = parse_eps, default_value = "2^-10")]
+    eps: f32,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
+    println!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"));
+    println!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads());
+    println!("backend cuda: not in this build");
+    if let Some(bytes) = heap::available_bytes() {
+        println!("memory: {:.1} GiB free", bytes as f64 / (1 << 30) as f64);
+    }
+    let custom = args.tokens.is_some() || args.vocab.is_some() || args.hidden.is_some();
+    if args.shape.is_none() && !custom {
+        println!("\nshapes for --shape:");
+        for named in NAMED_SHAPES {
+            println!("  {:<14} {}", named.name, named.shape);
+        }
+    }
+    let named = args.shape.as_deref().unwrap_or("gemma2_2b");
+    let base = shapes::find(named).with_context(|| format!("no shape is named `{named}`; `cce info` lists them"))?;
+    let shape = Shape {
+        tokens: args.tokens.unwrap_or(base.shape.tokens),
+        hidden: args.hidden.unwrap_or(base.shape.hidden),
+        vocab: args.vocab.unwrap_or(base.shape.vocab),
+    };
+    let dtype = DType::from(args.dtype);
+    let options = CceOptions { filter: args.filter.filter(args.eps, 0), ..CceOptions::default() };
+    let label = if custom { "given shape".into() } else { named.to_string() };
+    println!("\nplan for {label}: {}", CpuPlan::new(shape, dtype, &options, rayon::current_num_threads()));
+    let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;
+    let Shape { tokens, hidden, vocab } = shape;
+    println!(
+        "  for comparison: the f32 logits alone {:.2} GiB, inputs and gradients {:.2} GiB",
+        gib(4.0 * tokens as f64 * vocab as f64),
+        gib(2.0 * (tokens as f64 + vocab as f64) * hidden as f64 * dtype.size_in_bytes() as f64),
+    );
+    Ok(())
+}
+
+/// The processor's name, where the system tells.
+fn processor() -> String {
+    let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    });
+    name.unwrap_or_else(|| std::env::consts::ARCH.into())
+}
