@@ -17,8 +17,8 @@ use cut_cross_entropy::{
 /// "A few": covers an `exp` of two ulps, the products around it, and a dot product's random walk of roundings.
 pub const ULPS: f64 = 4.0;
 /// Long sums of terms of one sign lose more than a few ulps in any plain `f32` order. How much they may lose is
-/// measured, not assumed: the same terms are also added up naively, one by one in `f32`, and a row may be wrong by
-/// this many times what that made of its worst element.
+/// measured, not assumed: the same terms are also added up naively, one by one in `f32`, and an element may be wrong
+/// by this many times what that made of the worst element, relative to the size of its terms.
 pub const NAIVE: f64 = 2.0;
 /// Relative rounding unit of these bounds: an ulp of 1 in `f32`, also for 16-bit inputs, whose products are exact.
 pub const EPS: f64 = f32::EPSILON as f64;
@@ -30,26 +30,27 @@ pub struct Bounded {
     pub tolerance: Vec<f64>,
     /// The same sums, one term after the other in `f32`.
     naive: Vec<f32>,
+    /// Sums of the terms' magnitudes.
+    size: Vec<f64>,
 }
 
 impl Bounded {
     fn zeros(len: usize) -> Self {
-        Bounded { exact: vec![0.0; len], tolerance: vec![0.0; len], naive: vec![0.0; len] }
+        Bounded { exact: vec![0.0; len], tolerance: vec![0.0; len], naive: vec![0.0; len], size: vec![0.0; len] }
     }
     /// Adds `g * x`, where `g` may be wrong by `tolerance`.
     fn add(&mut self, at: usize, g: f64, x: f64, tolerance: f64) {
         self.exact[at] += g * x;
         self.tolerance[at] += tolerance * x.abs();
         self.naive[at] += g as f32 * x as f32;
+        self.size[at] += (g * x).abs();
     }
-    /// Adds [`NAIVE`] times the worst naive error of each row to the row's tolerances.
-    fn allow_naive_error(&mut self, columns: usize) {
-        let rows = self.exact.chunks(columns.max(1)).zip(self.naive.chunks(columns.max(1)));
-        for ((exact, naive), tolerance) in rows.zip(self.tolerance.chunks_mut(columns.max(1))) {
-            let errors = exact.iter().zip(naive).map(|(e, &n)| (e - f64::from(n)).abs());
-            let worst = errors.filter(|e| e.is_finite()).fold(0.0, f64::max);
-            tolerance.iter_mut().for_each(|t| *t += NAIVE * worst);
-        }
+    /// Allows each element [`NAIVE`] times the worst that the naive sums did anywhere, relative to their terms.
+    fn allow_naive_error(&mut self) {
+        let error = |((e, &n), size): ((&f64, &f32), &f64)| (e - f64::from(n)).abs() / size;
+        let errors = self.exact.iter().zip(&self.naive).zip(&self.size).map(error);
+        let worst = errors.filter(|e| e.is_finite()).fold(0.0, f64::max);
+        self.tolerance.iter_mut().zip(&self.size).for_each(|(t, size)| *t += NAIVE * worst * size);
     }
 
     /// Compares a gradient with this; returns its relative Frobenius error.
@@ -348,9 +349,9 @@ impl Expected {
                 }
             }
         }
-        d_embeddings.allow_naive_error(d);
-        d_classifier.allow_naive_error(d);
-        d_bias.allow_naive_error(1);
+        d_embeddings.allow_naive_error();
+        d_classifier.allow_naive_error();
+        d_bias.allow_naive_error();
         let share = |x: f64| if rows == 0 { 0.0 } else { x / rows as f64 };
         ExpectedGradients {
             d_embeddings,
