@@ -23,7 +23,7 @@ const TOPIC: usize = 128;
 /// Clusters of classes.
 const CLUSTERS: usize = 1024;
 /// Median of the standard deviation of the context part of a row's logits.
-const SHARPNESS: f32 = 4.0;
+const SHARPNESS: f32 = 4.3;
 /// Standard deviation of its logarithm over rows.
 const SHARPNESS_SPREAD: f32 = 0.35;
 /// Length of the shared direction in the embeddings.
