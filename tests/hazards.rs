@@ -88,6 +88,20 @@ fn h03_bias_and_scale_enter_once_however_long_the_contraction() {
 }
 
 #[test]
+fn h03_bias_gradient_does_not_go_through_the_scale() {
+    // A legal scale so small that its product with any gradient is 0 in f32: dbias must not notice.
+    let tensors = Spec { bias: true, ..Spec::new(70, 8, 300) }.generate();
+    for filter in filters() {
+        let options = CceOptions { filter, logit_scale: 1e-44, ..EXACT };
+        let (_, got) = run(&Cpu, &tensors, &options, &loss());
+        let inputs = tensors.inputs();
+        let expected = Expected::new(&Problem::new(&inputs, &options).expect("legal"));
+        let gradients = expected.gradients(&loss().widen(70), filter);
+        gradients.check(8, None, None, got.d_bias.as_ref()).expect("dbias");
+    }
+}
+
+#[test]
 fn h04_common_offset_does_not_cancel() {
     let exact = grid(70, 300, 0.0);
     let exact = Expected::new(&Problem::new(&exact.inputs(), &EXACT).expect("legal")).forward;
@@ -134,7 +148,7 @@ fn h05_running_maximum_starts_below_everything() {
 fn h05_masked_classes_count_nothing() {
     let mut tensors = Spec { bias: true, ..Spec::new(68, 8, 600) }.generate();
     // A masked first tile: the running maximum stays -inf through it.
-    let masked = |v: usize| v < 300 || v % 3 == 0;
+    let masked = |v: usize| v < 300 || v.is_multiple_of(3);
     let bias = (0..600).map(|v| if masked(v) { f32::NEG_INFINITY } else { 0.25 }).collect();
     tensors.bias = Some(cut_cross_entropy::HostBuffer::F32(bias));
     tensors.targets.iter_mut().for_each(|t| *t = 301 + 3 * (*t % 99));
@@ -142,6 +156,8 @@ fn h05_masked_classes_count_nothing() {
     // A masked target: its loss is infinite, its gradients are not.
     tensors.targets[3] = 5;
     check(&tensors, &EXACT, &loss());
+    // With smoothing every row has an infinite term: +inf, not the NaN of a difference of infinities.
+    check(&tensors, &CceOptions { label_smoothing: 0.1, ..EXACT }, &loss());
 }
 
 #[test]

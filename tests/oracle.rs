@@ -52,11 +52,11 @@ fn gradients_of_a_softmax_of_tenths() {
     let grads = reference.backward(&ReferenceUpstream::loss(1.0, 1));
     // With C = 1: dE = G = p - onehot, and dC[v] = G_v E.
     let g = [0.1, 0.2 - 1.0, 0.3, 0.4];
-    for v in 0..4 {
-        near(grads.d_embeddings[v], g[v]);
-        near(grads.d_bias[v], g[v]);
+    for (v, g) in g.into_iter().enumerate() {
+        near(grads.d_embeddings[v], g);
+        near(grads.d_bias[v], g);
         for k in 0..4 {
-            near(grads.d_classifier[v * 4 + k], g[v] * (k as f64 + 1.0).ln());
+            near(grads.d_classifier[v * 4 + k], g * (k as f64 + 1.0).ln());
         }
     }
 }

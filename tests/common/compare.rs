@@ -89,7 +89,8 @@ pub fn check_close(
             continue;
         }
         let error = (f64::from(ours[i]) - exact[i]).abs();
-        let allowed = tolerance[i] + rounding(dtype, exact[i]);
+        // The rounding of any value within the tolerance.
+        let allowed = tolerance[i] + rounding(dtype, exact[i].abs() + tolerance[i].max(0.0));
         let passes = error <= allowed; // false for a NaN on either side
         failed += usize::from(!passes);
         let ratio = if passes && error == 0.0 { 0.0 } else { error / allowed };

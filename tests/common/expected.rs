@@ -5,7 +5,7 @@
 //! `entry_sums_agree_with_the_oracle` in `oracle.rs` holds the two together.
 //!
 //! Tolerances are running error bounds, not numbers that happened to pass: a logit of row i is wrong by at most a few
-//! ulps of `a_i = max_v (|scale| Σ_d |E_id C_vd| + |bias_v|)`, an exponential by that times itself, and a sum by a few
+//! ulps of `a_i = max_v (|scale| Σ_d |E_id C_vd| + |bias_v|)` (or of its partial sums' random walk, if larger), an exponential by that times itself, and a sum by a few
 //! ulps of the sum of its terms' magnitudes. [`ULPS`] is "a few". Everything else follows by the chain rule.
 
 use super::compare::{assert_close, check_close};
@@ -17,8 +17,8 @@ use cut_cross_entropy::{
 /// "A few": covers an `exp` of two ulps, the products around it, and a dot product's random walk of roundings.
 pub const ULPS: f64 = 4.0;
 /// Long sums of terms of one sign lose more than a few ulps in any plain `f32` order. How much they may lose is
-/// measured, not assumed: the same terms are also added up naively, one by one in `f32`, and a row may be wrong by
-/// this many times what that made of its worst element.
+/// measured, not assumed: the same terms are also added up naively, one by one in `f32`, and an element may be wrong
+/// by this many times what that made of the worst element, relative to the size of its terms.
 pub const NAIVE: f64 = 2.0;
 /// Relative rounding unit of these bounds: an ulp of 1 in `f32`, also for 16-bit inputs, whose products are exact.
 pub const EPS: f64 = f32::EPSILON as f64;
@@ -30,26 +30,27 @@ pub struct Bounded {
     pub tolerance: Vec<f64>,
     /// The same sums, one term after the other in `f32`.
     naive: Vec<f32>,
+    /// Sums of the terms' magnitudes.
+    size: Vec<f64>,
 }
 
 impl Bounded {
     fn zeros(len: usize) -> Self {
-        Bounded { exact: vec![0.0; len], tolerance: vec![0.0; len], naive: vec![0.0; len] }
+        Bounded { exact: vec![0.0; len], tolerance: vec![0.0; len], naive: vec![0.0; len], size: vec![0.0; len] }
     }
     /// Adds `g * x`, where `g` may be wrong by `tolerance`.
     fn add(&mut self, at: usize, g: f64, x: f64, tolerance: f64) {
         self.exact[at] += g * x;
         self.tolerance[at] += tolerance * x.abs();
         self.naive[at] += g as f32 * x as f32;
+        self.size[at] += (g * x).abs();
     }
-    /// Adds [`NAIVE`] times the worst naive error of each row to the row's tolerances.
-    fn allow_naive_error(&mut self, columns: usize) {
-        let rows = self.exact.chunks(columns.max(1)).zip(self.naive.chunks(columns.max(1)));
-        for ((exact, naive), tolerance) in rows.zip(self.tolerance.chunks_mut(columns.max(1))) {
-            let errors = exact.iter().zip(naive).map(|(e, &n)| (e - f64::from(n)).abs());
-            let worst = errors.filter(|e| e.is_finite()).fold(0.0, f64::max);
-            tolerance.iter_mut().for_each(|t| *t += NAIVE * worst);
-        }
+    /// Allows each element [`NAIVE`] times the worst that the naive sums did anywhere, relative to their terms.
+    fn allow_naive_error(&mut self) {
+        let error = |((e, &n), size): ((&f64, &f32), &f64)| (e - f64::from(n)).abs() / size;
+        let errors = self.exact.iter().zip(&self.naive).zip(&self.size).map(error);
+        let worst = errors.filter(|e| e.is_finite()).fold(0.0, f64::max);
+        self.tolerance.iter_mut().zip(&self.size).for_each(|(t, size)| *t += NAIVE * worst * size);
     }
 
     /// Compares a gradient with this; returns its relative Frobenius error.
@@ -100,13 +101,17 @@ impl Expected {
             let e = &reference.embeddings[i * d..][..d];
             for class in 0..v {
                 let c = &reference.classifier[class * d..][..d];
-                let (mut dot, mut size) = (0.0, 0.0);
+                let (mut dot, mut size, mut walk) = (0.0, 0.0, 0.0);
                 for (e, c) in e.iter().zip(c) {
                     dot += e * c;
                     size += (e * c).abs();
+                    walk += dot * dot;
                 }
                 let x = f64::from(options.logit_scale) * dot + reference.bias[class];
                 logits[i * v + class] = options.softcap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
+                // Each partial sum is rounded. Where they are all large, because a large term came early, those
+                // roundings add up as a random walk: five deviations of it, times √2 for `z - lse`.
+                let size = f64::max(size, 0.5 * walk.sqrt());
                 let size = f64::from(options.logit_scale) * size + reference.bias[class].abs();
                 if size.is_finite() {
                     scale[i] = scale[i].max(size);
@@ -325,11 +330,13 @@ impl Expected {
                 let (bend, cancels) = cap.map_or((0.0, 0.0), |cap| (2.0 * a / cap, 2.0));
                 let unit = ULPS * EPS * (slope * (p_error + bend) + cancels);
                 let mut g = (sparse - one_hot - rank_one) * slope;
-                let mut tolerance = size * unit;
+                // Probabilities below the normal range of f32 may count as 0.
+                let flushed = 2.0 * f64::from(f32::MIN_POSITIVE) * (d_lse_size + entropy_size);
+                let mut tolerance = size * unit + if p_hat < 1e-30 { flushed } else { 0.0 };
                 if doubt {
                     tolerance += sparse.abs() * slope;
                 }
-                if g == 0.0 && tolerance == 0.0 {
+                if g == 0.0 && p_hat == 0.0 && tolerance <= flushed {
                     continue;
                 }
                 d_bias.add(class, g, 1.0, tolerance);
@@ -342,9 +349,9 @@ impl Expected {
                 }
             }
         }
-        d_embeddings.allow_naive_error(d);
-        d_classifier.allow_naive_error(d);
-        d_bias.allow_naive_error(1);
+        d_embeddings.allow_naive_error();
+        d_classifier.allow_naive_error();
+        d_bias.allow_naive_error();
         let share = |x: f64| if rows == 0 { 0.0 } else { x / rows as f64 };
         ExpectedGradients {
             d_embeddings,
