@@ -6,12 +6,14 @@ use std::ops::Range;
 
 /// Columns of a logits tile in the forward.
 ///
-/// Swept 256, 512, 1024 with 256 to 2048 rows on an Ice Lake Xeon (48 KiB L1, 1.25 MiB L2): 512×256 and 1024×256 ran at
-/// 141 to 148 GFLOP/s a core, 512×512 at 115 to 137, 512×1024 at 105 to 127.
+/// Products of 256 to 2048 rows by 256 to 2048 columns at D = 1024 on an Ice Lake Xeon, GFLOP/s of one thread, best of
+/// six: 1024×256 137-141, 512×256 112, 512×512 115-123, 512×1024 105-109, 256×256 97, 128×1024 60. In the whole
+/// forward 192, 256 and 384 columns were within the noise of each other.
 pub(crate) const VOCAB_TILE: usize = 256;
 
-/// Most rows of a token block: with [`VOCAB_TILE`] columns the tile is 512 KiB and stays in L2.
-pub(crate) const MAX_BLOCK_ROWS: usize = 512;
+/// Most rows of a token block. gemm packs a classifier tile once a block: 1024 rows in place of 512 took the forward
+/// from 1.06-1.23 T to 1.00-1.05 T at N=2048, V=32768, D=1024 (medians of repeated runs).
+pub(crate) const MAX_BLOCK_ROWS: usize = 1024;
 
 /// Columns of the classifier gradient that one task owns.
 pub(crate) const COLUMN_GROUP: usize = 128;
@@ -132,6 +134,11 @@ impl CpuPlan {
                 name: "exact path: classifier chunk in f32 (16-bit inputs)",
                 formula: "4 · exact_chunk · D",
                 bytes: exact * wide * exact_chunk * hidden,
+            },
+            Region {
+                name: "exact path: classifier gradient of a chunk in f32",
+                formula: "4 · exact_chunk · D",
+                bytes: exact * 4 * exact_chunk * hidden,
             },
             Region {
                 name: "gradient rows in the making",
