@@ -22,6 +22,9 @@ pub(crate) const COLUMN_GROUP: usize = 128;
 /// column group fits them.
 const EXACT_CHUNK_BYTES: usize = 16 << 20;
 
+/// Unused columns that keep the rows of an exact chunk from being a power of two apart.
+pub(crate) const EXACT_PADDING: usize = 16;
+
 /// Most column groups of a chunk on the exact path.
 const MAX_EXACT_GROUPS: usize = 8;
 
@@ -122,8 +125,8 @@ impl CpuPlan {
             },
             Region {
                 name: "exact path: logit gradients of a chunk",
-                formula: "4 · N · exact_chunk",
-                bytes: exact * 4 * tokens * exact_chunk,
+                formula: "4 · N · (exact_chunk + 16)",
+                bytes: exact * 4 * tokens * (exact_chunk + EXACT_PADDING),
             },
             Region {
                 name: "exact path: embeddings and their gradient in f32",
