@@ -143,7 +143,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def cargo(copy, test, *more):
     binary, name = test.split()
     command = ["cargo", "test", "--quiet", "--test", binary, *more, "--", "--exact", name]
-    environment = dict(os.environ, RUST_BACKTRACE="0", RUSTFLAGS=os.environ.get("RUSTFLAGS", "") + " -Awarnings")
+    environment = dict(os.environ, RUST_BACKTRACE="0")
     environment.setdefault("CARGO_TARGET_DIR", str(REPOSITORY / "target" / "mutants"))
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
