@@ -14,7 +14,7 @@ use cut_cross_entropy::{
     CceOptions, Cpu, DType, GradientFilter, GradientSinks, HostBuffer, Shape, Sink, Telemetry, Upstream,
     cce_backward_into, cce_forward,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A slice of GPT-2's vocabulary, and one with more classes than anything else.
 const SHAPES: [Shape; 2] =
@@ -79,6 +79,19 @@ fn materialising(
 
     group.bench_function("one plain matmul", |b| b.iter(|| baseline.multiply_only(workload)));
     group.bench_function(BenchmarkId::new("forward", "materialising"), |b| b.iter(|| baseline.forward(workload)));
+    group.bench_function(BenchmarkId::new("backward", "materialising"), |b| {
+        // It consumes what the forward left in place, so each needs its own forward, outside the clock.
+        b.iter_custom(|iterations| {
+            let mut elapsed = Duration::ZERO;
+            for _ in 0..iterations {
+                baseline.forward(workload);
+                let clock = Instant::now();
+                baseline.backward(workload, d_embeddings, d_classifier);
+                elapsed += clock.elapsed();
+            }
+            elapsed
+        });
+    });
     group.bench_function(BenchmarkId::new("both", "materialising"), |b| {
         b.iter(|| {
             baseline.forward(workload);

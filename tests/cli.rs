@@ -61,12 +61,8 @@ fn replace(tensors: &mut Tensors, name: &'static str, dtype: Dtype, shape: Vec<u
 }
 
 fn serialized(tensors: &Tensors) -> Vec<u8> {
-    let view = |t: &'_ (&'static str, Dtype, Vec<usize>, Vec<u8>)| -> (&'static str, Dtype, Vec<usize>) {
-        (t.0, t.1, t.2.clone())
-    };
-    let views = tensors.iter().map(|t| {
-        let (name, dtype, shape) = view(t);
-        (name, TensorView::new(dtype, shape, &t.3).expect("a consistent tensor"))
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("a consistent tensor"))
     });
     serialize(views, None).expect("serializable")
 }
@@ -446,16 +442,19 @@ fn info_prints_version_backends_and_the_plan() {
     assert!(text(&cce(&["info"]).stdout).contains("llama3_8b"));
 }
 
-/// Each option line of `--help` is followed by its text, or has it on the same line.
+/// Each option has its text beside it or on the line below.
 #[test]
 fn help_documents_every_option() {
     for command in ["info", "run", "verify", "bench"] {
         let help = text(&cce(&[command, "-h"]).stdout);
-        let options: Vec<&str> = help.lines().filter(|l| l.trim_start().starts_with('-')).collect();
+        let lines: Vec<&str> = help.lines().map(str::trim).collect();
+        let options: Vec<usize> = (0..lines.len()).filter(|&k| lines[k].starts_with('-')).collect();
         assert!(options.len() >= 3, "{help}");
-        for line in options {
-            let (_, description) = line.trim_start().split_once("  ").unwrap_or((line, ""));
-            assert!(description.trim().len() > 8, "{command}: `{line}` has no text");
+        for k in options {
+            let beside = lines[k].split_once("  ").map(|(_, text)| text.trim());
+            let below = lines.get(k + 1).filter(|line| !line.starts_with('-'));
+            let description = beside.or(below.copied()).unwrap_or("");
+            assert!(description.len() > 8, "{command}: `{}` has no text", lines[k]);
         }
     }
 }

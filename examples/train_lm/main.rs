@@ -70,9 +70,9 @@ struct Args {
     /// Tokens a sequence
     #[arg(long, default_value_t = 128)]
     seq_len: usize,
-    /// Sequences a batch
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
+    /// Sequences a batch [default: 8, in a sweep 4]
+    #[arg(long)]
+    batch: Option<usize>,
     /// Peak learning rate
     #[arg(long, default_value_t = 2e-3)]
     lr: f64,
@@ -90,7 +90,7 @@ struct Args {
     #[arg(long, default_value_t = 2048, value_name = "N")]
     save_tokens: usize,
 
-    /// Train with every filter instead, 250 steps each unless --steps says otherwise, and draw the record
+    /// Train with every filter instead, 200 steps each unless --steps says otherwise, and draw the record
     #[arg(long, conflicts_with_all = ["seconds", "baseline", "save_activations"])]
     sweep: bool,
     /// Seeds of each filter in a sweep
@@ -122,7 +122,8 @@ fn main() -> Result<()> {
         return sweep::draw(record, &record.with_extension("svg"));
     }
     ensure!(args.heads > 0 && args.hidden % (2 * args.heads) == 0, "--hidden must be a multiple of twice --heads");
-    ensure!(args.batch > 0 && args.seq_len > 0, "--batch and --seq-len must be positive");
+    let batch = args.batch.unwrap_or(if args.sweep { 4 } else { 8 });
+    ensure!(batch > 0 && args.seq_len > 0, "--batch and --seq-len must be positive");
 
     let tokens = data::load(args.text.as_deref(), (args.max_mb * 1e6) as usize, args.vocab as usize)?;
     let config = ModelConfig {
@@ -132,15 +133,14 @@ fn main() -> Result<()> {
         heads: args.heads,
         seq_len: args.seq_len,
     };
-    let batch_tokens = args.batch * args.seq_len;
-    let held_out = Batch::spread(&tokens.held_out, args.batch, args.seq_len, HELD_OUT_BATCHES * batch_tokens)?;
+    let batch_tokens = batch * args.seq_len;
+    let held_out = Batch::spread(&tokens.held_out, batch, args.seq_len, HELD_OUT_BATCHES * batch_tokens)?;
     let budget = match (args.steps, args.sweep) {
         (Some(steps), _) => Budget::Steps(steps),
-        (None, true) => Budget::Steps(250),
+        (None, true) => Budget::Steps(200),
         (None, false) => Budget::Seconds(args.seconds.unwrap_or(120.0)),
     };
-    let schedule =
-        Schedule { budget, batch: args.batch, seq_len: args.seq_len, learning_rate: args.lr, seed: args.seed };
+    let schedule = Schedule { budget, batch, seq_len: args.seq_len, learning_rate: args.lr, seed: args.seed };
     if args.sweep {
         let record = args.record.unwrap_or_else(|| cache.join("sweep.csv"));
         sweep::run(config, &schedule, &tokens, &held_out, args.seeds, &record)?;

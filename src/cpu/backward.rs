@@ -7,11 +7,12 @@ use super::exact::{self, ExactRows, RowNumbers};
 use super::forward::{self, LogitMap};
 use super::plan::{self, COLUMN_GROUP};
 use super::rows::TypedMatrix;
-use super::sink::RowSink;
+use super::sink::{ColumnSinks, RowSink};
 use super::vector::{self, vectorized};
 use super::{Saved, is_dense, matrices};
 use crate::{Element, GradientSinks, Problem, Result, Telemetry, Upstream};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens whose dE one task owns.
 const TOKEN_GROUP: usize = 16;
@@ -27,9 +28,12 @@ pub(super) fn run<T: Element>(
     sinks: GradientSinks<'_>,
 ) -> Result<Telemetry> {
     let (embeddings, classifier) = matrices(problem, embeddings)?;
-    let shape = problem.shape();
     let d_embeddings = RowSink::new(sinks.embeddings);
-    let (d_classifier, d_bias) = (RowSink::new(sinks.classifier), RowSink::new(sinks.bias));
+    let column_sinks = ColumnSinks {
+        classifier: RowSink::new(sinks.classifier),
+        bias: RowSink::new(sinks.bias),
+        hidden: embeddings.columns,
+    };
     let rows = &saved.rows[..];
     let dense = is_dense(problem.options());
 
@@ -50,22 +54,15 @@ pub(super) fn run<T: Element>(
     let mut exact = ExactRows::gather(exact_indices, rows, embeddings, !d_embeddings.is_skip());
     let smoothing = problem.options().label_smoothing > 0.0 && !dense;
 
-    if !d_classifier.is_skip() || !d_bias.is_skip() || !exact.d_embeddings.is_empty() {
-        let groups = Columns::<T>::groups(shape.vocab);
-        let wanted = !d_classifier.is_skip() || !d_bias.is_skip();
-        let grouped = if wanted { sparse.by_column_group(groups) } else { Vec::new() };
+    let wanted = !column_sinks.is_skip();
+    if wanted || !exact.d_embeddings.is_empty() {
         let spread = if smoothing && wanted { sparse.spread(embeddings) } else { Spread::default() };
-        let map = LogitMap::new(problem);
-        let columns = Columns { problem, rows, embeddings, map, blocks: &grouped, spread: &spread };
+        let columns = Columns { problem, rows, embeddings, map: LogitMap::new(problem), spread: &spread };
         if exact.indices.is_empty() {
-            let classifier_parts = d_classifier.split(COLUMN_GROUP * shape.hidden, groups);
-            let bias_parts = d_bias.split(COLUMN_GROUP, groups);
-            let parts: Vec<_> = classifier_parts.into_iter().zip(bias_parts).enumerate().collect();
-            parts.into_par_iter().for_each(|(group, (d_classifier, d_bias))| {
-                columns.finish_group(group, &[], &[], d_classifier, d_bias);
-            });
+            sparse_columns(&sparse, &columns, telemetry.kept_entries as usize, column_sinks);
         } else {
-            exact::run(problem, numbers, &mut exact, classifier, &columns, d_classifier, d_bias);
+            let entries_of = |groups| if wanted { sparse.by_column_group(groups) } else { Vec::new() };
+            exact::run(problem, numbers, &mut exact, classifier, &columns, entries_of, column_sinks);
         }
     }
     if !d_embeddings.is_skip() {
@@ -73,6 +70,28 @@ pub(super) fn run<T: Element>(
         sparse.write_embeddings(classifier, &class_sum, &exact, d_embeddings);
     }
     Ok(telemetry)
+}
+
+/// dC and dbias where every row is sparse: as many column groups at a time as their regrouped entries fit the space.
+fn sparse_columns<T: Element>(
+    sparse: &SparseRows<'_, '_>,
+    columns: &Columns<'_, '_, T>,
+    kept_entries: usize,
+    mut sinks: ColumnSinks<'_>,
+) {
+    let vocab = sparse.problem.shape().vocab;
+    let groups = Columns::<T>::groups(vocab);
+    let passes = (kept_entries * size_of::<ColumnEntry>()).div_ceil(plan::COLUMN_ENTRY_BYTES).clamp(1, groups.max(1));
+    for pass in 0..passes {
+        let range = groups * pass / passes..groups * (pass + 1) / passes;
+        let classes = range.start * COLUMN_GROUP..(range.end * COLUMN_GROUP).min(vocab);
+        let entries = sparse.by_column_group(range.clone());
+        let parts = sinks.part(classes).split(COLUMN_GROUP, range.len());
+        let work: Vec<_> = range.zip(parts).collect();
+        work.into_par_iter().for_each(|(group, sinks)| {
+            columns.finish_group(group, &entries, &[], &[], sinks);
+        });
+    }
 }
 
 fn telemetry(rows: usize, exact_rows: usize, blocks: &[BlockEntries]) -> Telemetry {
@@ -149,14 +168,23 @@ impl SparseRows<'_, '_> {
         self.blocks[block].overflowed[at]
     }
 
-    /// Kept entries of a row as (class, gradient of its logit).
+    /// Kept entries of a row with classes in a range, as (class, gradient of its logit).
     #[inline(always)]
-    fn gradients(&self, index: usize, block: usize, at: usize) -> impl Iterator<Item = (u32, f32)> {
+    fn gradients(
+        &self,
+        index: usize,
+        block: usize,
+        at: usize,
+        classes: &Range<u32>,
+    ) -> impl Iterator<Item = (u32, f32)> {
         let row = self.numbers.rows[index];
         let (statistics, coefficients) = (self.numbers.statistics[index], self.numbers.coefficients[index]);
         let filter = RowFilter::new(&self.problem.options().filter, row.token as usize);
         // Nothing upstream: exactly nothing to give back.
         let entries = if coefficients.is_zero() { &[] } else { self.blocks[block].row(at) };
+        let first = entries.partition_point(|e| e.class < classes.start);
+        let count = entries[first..].partition_point(|e| e.class < classes.end);
+        let entries = &entries[first..first + count];
         let map = self.map;
         entries.iter().map(move |e| {
             let value = |p| filter.map_or(p, |f| f.value(p));
@@ -164,21 +192,21 @@ impl SparseRows<'_, '_> {
         })
     }
 
-    /// All entries with their gradients, block by block, sorted by column group.
-    fn by_column_group(&self, groups: usize) -> Vec<GroupedEntries> {
+    /// The entries of some column groups with their gradients, one list a token block.
+    fn by_column_group(&self, groups: Range<usize>) -> Vec<GroupedEntries> {
         let rows = self.numbers.rows.len();
+        let classes = (groups.start * COLUMN_GROUP) as u32..(groups.end * COLUMN_GROUP).min(u32::MAX as usize) as u32;
         let group_block = |block: usize| {
             let range = plan::token_block(rows, self.blocks.len(), block);
+            let entries = || {
+                range.clone().enumerate().flat_map(|(at, index)| {
+                    let entry = move |(class, gradient)| ColumnEntry { class, row: index as u32, gradient };
+                    self.gradients(index, block, at, &classes).map(entry)
+                })
+            };
             vectorized(
                 #[inline(always)]
-                || {
-                    GroupedEntries::new(groups, || {
-                        range.clone().enumerate().flat_map(move |(at, index)| {
-                            let entry = move |(class, gradient)| ColumnEntry { class, row: index as u32, gradient };
-                            self.gradients(index, block, at).map(entry)
-                        })
-                    })
-                },
+                || GroupedEntries::new(groups.clone(), entries),
             )
         };
         (0..self.blocks.len()).into_par_iter().map(group_block).collect()
@@ -228,7 +256,7 @@ impl SparseRows<'_, '_> {
                     || {
                         classes.clear();
                         coefficients.clear();
-                        for (class, gradient) in self.gradients(index, block, at_block) {
+                        for (class, gradient) in self.gradients(index, block, at_block, &(0..u32::MAX)) {
                             classes.push(class as usize);
                             coefficients.push(gradient * self.map.scale());
                         }

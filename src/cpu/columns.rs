@@ -5,10 +5,11 @@ use super::coefficients::RowCoefficients;
 use super::forward::LogitMap;
 use super::plan::COLUMN_GROUP;
 use super::rows::{Row, TypedMatrix};
-use super::sink::RowSink;
+use super::sink::ColumnSinks;
 use super::vector::{self, vectorized};
 use crate::{Element, Problem};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The gradient of one logit, `∂L/∂z` times the softcap's derivative.
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,36 +19,39 @@ pub(crate) struct ColumnEntry {
     pub gradient: f32,
 }
 
-/// The entries of one token block, by column group, rows ascending within a group.
+/// The entries of one token block in a range of column groups, group by group, rows ascending within a group.
 #[derive(Debug)]
 pub(crate) struct GroupedEntries {
+    first_group: usize,
     offsets: Vec<u32>,
     entries: Vec<ColumnEntry>,
 }
 
 impl GroupedEntries {
-    /// Counting sort by column group; `entries` yields the same sequence each time it is called.
+    /// Counting sort by column group; `entries` yields the same sequence each time it is called, of `groups` alone.
     #[inline(always)]
-    pub fn new<I: Iterator<Item = ColumnEntry>>(groups: usize, entries: impl Fn() -> I) -> Self {
-        let mut offsets = vec![0_u32; groups + 1];
+    pub fn new<I: Iterator<Item = ColumnEntry>>(groups: Range<usize>, entries: impl Fn() -> I) -> Self {
+        let position = |entry: &ColumnEntry| entry.class as usize / COLUMN_GROUP - groups.start;
+        let mut offsets = vec![0_u32; groups.len() + 1];
         for entry in entries() {
-            offsets[entry.class as usize / COLUMN_GROUP + 1] += 1;
+            offsets[position(&entry) + 1] += 1;
         }
-        for g in 0..groups {
+        for g in 0..groups.len() {
             offsets[g + 1] += offsets[g];
         }
         let mut next = offsets.clone();
-        let mut sorted = vec![ColumnEntry::default(); offsets[groups] as usize];
+        let mut sorted = vec![ColumnEntry::default(); offsets[groups.len()] as usize];
         for entry in entries() {
-            let at = &mut next[entry.class as usize / COLUMN_GROUP];
+            let at = &mut next[position(&entry)];
             sorted[*at as usize] = entry;
             *at += 1;
         }
-        GroupedEntries { offsets, entries: sorted }
+        GroupedEntries { first_group: groups.start, offsets, entries: sorted }
     }
 
     fn group(&self, group: usize) -> &[ColumnEntry] {
-        &self.entries[self.offsets[group] as usize..self.offsets[group + 1] as usize]
+        let at = group - self.first_group;
+        &self.entries[self.offsets[at] as usize..self.offsets[at + 1] as usize]
     }
 }
 
@@ -66,7 +70,6 @@ pub(crate) struct Columns<'a, 'p, T> {
     pub rows: &'a [Row],
     pub embeddings: TypedMatrix<'a, T>,
     pub map: LogitMap<'a>,
-    pub blocks: &'a [GroupedEntries],
     pub spread: &'a Spread,
 }
 
@@ -83,26 +86,27 @@ impl<T: Element> Columns<'_, '_, T> {
     }
 
     /// Classes of group `group`.
-    pub fn classes(vocab: usize, group: usize) -> std::ops::Range<usize> {
+    pub fn classes(vocab: usize, group: usize) -> Range<usize> {
         group * COLUMN_GROUP..((group + 1) * COLUMN_GROUP).min(vocab)
     }
 
-    /// Finishes the columns of one group. `dense` and `dense_bias` hold what the rows of the exact path contribute:
+    /// Finishes the columns of one group from `entries` of a range that holds it. `dense` and `dense_bias` hold what the rows of the exact path contribute:
     /// [columns, D] and [columns], empty where there are none.
     pub fn finish_group(
         &self,
         group: usize,
+        entries: &[GroupedEntries],
         dense: &[f32],
         dense_bias: &[f32],
-        d_classifier: RowSink<'_>,
-        d_bias: RowSink<'_>,
+        sinks: ColumnSinks<'_>,
     ) {
         let classes = Self::classes(self.problem.shape().vocab, group);
         let (first, hidden) = (classes.start, self.problem.shape().hidden);
-        let (offsets, entries) = self.by_class(group);
+        let (offsets, entries) = self.by_class(group, entries);
 
         let parts = classes.len().div_ceil(SHARED_COLUMNS);
-        let finish_part = |(part, (mut d_classifier, mut d_bias)): (usize, (RowSink<'_>, RowSink<'_>))| {
+        let finish_part = |(part, sinks): (usize, ColumnSinks<'_>)| {
+            let ColumnSinks { classifier: mut d_classifier, bias: mut d_bias, .. } = sinks;
             let start = part * SHARED_COLUMNS;
             let end = (start + SHARED_COLUMNS).min(classes.len());
             let mut row = vec![0.0_f32; if d_classifier.is_skip() { 0 } else { hidden }];
@@ -133,9 +137,7 @@ impl<T: Element> Columns<'_, '_, T> {
                 );
             }
         };
-        let classifier_parts = d_classifier.split(SHARED_COLUMNS * hidden, parts);
-        let bias_parts = d_bias.split(SHARED_COLUMNS, parts);
-        let work: Vec<_> = classifier_parts.into_iter().zip(bias_parts).enumerate().collect();
+        let work: Vec<_> = sinks.split(SHARED_COLUMNS, parts).into_iter().enumerate().collect();
         if entries.len() >= SHARED_FROM {
             work.into_par_iter().for_each(finish_part);
         } else {
@@ -144,9 +146,9 @@ impl<T: Element> Columns<'_, '_, T> {
     }
 
     /// The group's entries sorted by class, rows ascending, and where each class starts.
-    fn by_class(&self, group: usize) -> (Vec<u32>, Vec<ColumnEntry>) {
+    fn by_class(&self, group: usize, blocks: &[GroupedEntries]) -> (Vec<u32>, Vec<ColumnEntry>) {
         let classes = Self::classes(self.problem.shape().vocab, group);
-        let all = || self.blocks.iter().flat_map(|b| b.group(group));
+        let all = || blocks.iter().flat_map(|b| b.group(group));
         let mut offsets = vec![0_u32; classes.len() + 1];
         for entry in all() {
             offsets[entry.class as usize - classes.start + 1] += 1;

@@ -4,12 +4,12 @@
 
 use super::candidates::RowStatistics;
 use super::coefficients::RowCoefficients;
-use super::columns::Columns;
+use super::columns::{Columns, GroupedEntries};
 use super::forward::{LogitMap, classifier_view};
 use super::matmul::{View, matmul};
 use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
-use super::sink::RowSink;
+use super::sink::ColumnSinks;
 use super::vector::vectorized;
 use crate::{DType, Element, Problem};
 use rayon::prelude::*;
@@ -52,15 +52,15 @@ pub(crate) struct RowNumbers<'a> {
 }
 
 /// Streams the vocabulary past the exact rows: adds to `exact.d_embeddings`, and finishes every column, the sparse
-/// rows' entries included.
+/// rows' entries (`entries_of` a range of column groups) included.
 pub(crate) fn run<T: Element>(
     problem: &Problem<'_>,
     numbers: RowNumbers<'_>,
     exact: &mut ExactRows,
     classifier: TypedMatrix<'_, T>,
     columns: &Columns<'_, '_, T>,
-    mut d_classifier: RowSink<'_>,
-    mut d_bias: RowSink<'_>,
+    entries_of: impl Fn(Range<usize>) -> Vec<GroupedEntries>,
+    mut sinks: ColumnSinks<'_>,
 ) {
     let (vocab, hidden) = (problem.shape().vocab, problem.shape().hidden);
     let rows = exact.indices.len();
@@ -108,28 +108,27 @@ pub(crate) fn run<T: Element>(
         };
         ranges.par_iter().zip(tiles).zip(d_embeddings).for_each(block);
 
-        if d_classifier.is_skip() && d_bias.is_skip() {
+        if sinks.is_skip() {
             continue;
         }
         let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
-        let classifier_parts =
-            d_classifier.part(first * hidden..classes.end * hidden).split(COLUMN_GROUP * hidden, groups.len());
-        let bias_parts = d_bias.part(classes.clone()).split(COLUMN_GROUP, groups.len());
+        let parts = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len());
+        let entries = entries_of(groups.clone());
         let embeddings = View::new(&exact.embeddings, rows, hidden, hidden);
         let gradients = &*gradients;
-        groups.into_par_iter().zip(classifier_parts).zip(bias_parts).for_each(|((group, d_classifier), d_bias)| {
+        groups.into_par_iter().zip(parts).for_each(|(group, sinks)| {
             let own = Columns::<T>::classes(vocab, group);
             let own_gradients = View::new(&gradients[own.start - first..], rows, own.len(), width);
-            let mut dense = vec![0.0_f32; if d_classifier.is_skip() { 0 } else { own.len() * hidden }];
-            if !d_classifier.is_skip() {
+            let mut dense = vec![0.0_f32; if sinks.classifier.is_skip() { 0 } else { own.len() * hidden }];
+            if !sinks.classifier.is_skip() {
                 matmul(&mut dense, hidden, false, own_gradients.transposed(), embeddings);
             }
             if map.scale() != 1.0 {
                 dense.iter_mut().for_each(|g| *g *= map.scale());
             }
             let in_chunk = own.start - first..own.end - first;
-            let dense_bias = if d_bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, in_chunk) };
-            columns.finish_group(group, &dense, &dense_bias, d_classifier, d_bias);
+            let dense_bias = if sinks.bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, in_chunk) };
+            columns.finish_group(group, &entries, &dense, &dense_bias, sinks);
         });
     }
     if map.scale() != 1.0 {

@@ -26,6 +26,9 @@ const MAX_EXACT_GROUPS: usize = 8;
 /// Most candidates a row may hold, whatever ε asks for: 64 KiB a token.
 const MAX_CANDIDATES: usize = 8192;
 
+/// Bytes that entries regrouped by column may take at a time.
+pub(crate) const COLUMN_ENTRY_BYTES: usize = 16 << 20;
+
 /// Bytes of a candidate: class `u32`, logit `f32`.
 const CANDIDATE_BYTES: usize = 8;
 
@@ -75,7 +78,7 @@ impl CpuPlan {
         let exact_chunk = exact_chunk(tokens);
         let running = threads.min(token_blocks);
 
-        let held = candidates_per_row.min(vocab);
+        let held = if candidates_per_row == 0 { 0 } else { candidates_per_row.min(vocab.max(1)) };
         let wide = if dtype == DType::F32 { 0 } else { 4 };
         let exact = usize::from(options.filter == GradientFilter::Exact);
         let regions = vec![
@@ -101,14 +104,19 @@ impl CpuPlan {
             },
             Region { name: "row state", formula: "256 · N", bytes: 256 * tokens },
             Region {
-                name: "candidates, most",
-                formula: "8 · N · min(2/ε, 8192, V) · 2",
-                bytes: 2 * CANDIDATE_BYTES * tokens * held,
+                name: "candidates of running blocks, most",
+                formula: "8 · threads · block_rows · min(2/ε, 8192, V)",
+                bytes: CANDIDATE_BYTES * running * block_rows * if held == 0 { 0 } else { held.next_power_of_two() },
             },
             Region {
-                name: "entries by column, most",
-                formula: "12 · N · min(2/ε, 8192, V)",
-                bytes: 12 * tokens * held,
+                name: "kept entries, most (1/ε expected on the flattest softmax)",
+                formula: "8 · N · min(2/ε, 8192, V)",
+                bytes: CANDIDATE_BYTES * tokens * held,
+            },
+            Region {
+                name: "entries by column",
+                formula: "32 MiB at most",
+                bytes: (24 * tokens * held).min(2 * COLUMN_ENTRY_BYTES),
             },
             Region {
                 name: "exact path: logit gradients of a chunk",

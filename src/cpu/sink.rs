@@ -79,3 +79,39 @@ impl<'a> RowSink<'a> {
         }
     }
 }
+
+/// The sinks of dC and dbias for the same classes.
+#[derive(Debug)]
+pub(crate) struct ColumnSinks<'a> {
+    /// [classes, D].
+    pub classifier: RowSink<'a>,
+    /// [classes].
+    pub bias: RowSink<'a>,
+    pub hidden: usize,
+}
+
+impl ColumnSinks<'_> {
+    pub fn is_skip(&self) -> bool {
+        self.classifier.is_skip() && self.bias.is_skip()
+    }
+
+    /// The sinks of some of the classes.
+    pub fn part(&mut self, classes: std::ops::Range<usize>) -> ColumnSinks<'_> {
+        ColumnSinks {
+            classifier: self.classifier.part(classes.start * self.hidden..classes.end * self.hidden),
+            bias: self.bias.part(classes),
+            hidden: self.hidden,
+        }
+    }
+}
+
+impl<'a> ColumnSinks<'a> {
+    /// Cuts into parts of `columns` classes, `parts` of them (the last may be smaller).
+    pub fn split(self, columns: usize, parts: usize) -> Vec<ColumnSinks<'a>> {
+        let hidden = self.hidden;
+        let classifier = self.classifier.split(columns * hidden, parts);
+        let bias = self.bias.split(columns, parts);
+        let pair = |(classifier, bias)| ColumnSinks { classifier, bias, hidden };
+        classifier.into_iter().zip(bias).map(pair).collect()
+    }
+}

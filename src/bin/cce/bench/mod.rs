@@ -199,15 +199,14 @@ fn bench(
     }
     let measured = measure(&mut bench, methods, args.rounds, &mut reports, progress, &format!("{name} {dtype}"))?;
     let shortest = measured.matmul.iter().map(|t| t.wall).fold(f64::INFINITY, f64::min);
-    for (report, pairs) in reports.iter_mut().zip(&measured.pairs) {
-        let phase = |time: fn(&(Seconds, Seconds)) -> Seconds| {
-            let pairs: Vec<Pair> =
-                pairs.iter().map(|(step, matmul)| Pair { time: time(step), matmul: *matmul }).collect();
+    for (report, rounds) in reports.iter_mut().zip(&measured.rounds) {
+        let phase = |time: fn(&Round) -> Seconds| {
+            let pairs: Vec<Pair> = rounds.iter().map(|r| Pair { time: time(r), matmul: r.matmul }).collect();
             timing::summarize(&pairs, shortest)
         };
-        report.forward = phase(|step| step.0);
-        report.backward = phase(|step| step.1);
-        report.both = phase(|step| step.0 + step.1);
+        report.forward = phase(|round| round.forward);
+        report.backward = phase(|round| round.backward);
+        report.both = phase(|round| round.forward + round.backward);
     }
     let report = ShapeReport {
         name: name.into(),
@@ -266,8 +265,16 @@ fn poison(buffer: &mut HostBuffer) {
 
 struct Measured {
     matmul: Vec<Seconds>,
-    /// For each method, for each round: (forward, backward) and the matmuls around them.
-    pairs: Vec<Vec<((Seconds, Seconds), [Seconds; 2])>>,
+    /// Of each method, its rounds.
+    rounds: Vec<Vec<Round>>,
+}
+
+/// One step and the matmuls around it.
+#[derive(Clone, Copy)]
+struct Round {
+    forward: Seconds,
+    backward: Seconds,
+    matmul: [Seconds; 2],
 }
 
 /// T A T B T C T, `rounds` times.
@@ -283,14 +290,14 @@ fn measure(
     progress.set_position(0);
     progress.set_length((rounds * methods.len()) as u64);
     bench.matmul();
-    let mut measured = Measured { matmul: vec![bench.matmul()], pairs: vec![Vec::new(); methods.len()] };
+    let mut measured = Measured { matmul: vec![bench.matmul()], rounds: vec![Vec::new(); methods.len()] };
     for _ in 0..rounds {
-        for ((&method, pairs), report) in methods.iter().zip(&mut measured.pairs).zip(&mut *reports) {
+        for ((&method, rounds), report) in methods.iter().zip(&mut measured.rounds).zip(&mut *reports) {
             let before = measured.matmul[measured.matmul.len() - 1];
             let step = bench.step(method)?;
             let after = bench.matmul();
             measured.matmul.push(after);
-            pairs.push(((step.forward, step.backward), [before, after]));
+            rounds.push(Round { forward: step.forward, backward: step.backward, matmul: [before, after] });
             report.peak_bytes = report.peak_bytes.max(step.peak_bytes);
             progress.inc(1);
         }

@@ -169,12 +169,12 @@ impl Data {
             _ => {
                 let class = (signed(3, i).abs() * vocab as f32) as usize % vocab.max(1);
                 // Classes that the masking bias masks are multiples of 5, but for class 0.
-                let masked = case.bias == Bias::Masking && class > 0 && class % 5 == 0;
+                let masked = case.bias == Bias::Masking && class > 0 && class.is_multiple_of(5);
                 (class - usize::from(masked)) as i64
             }
         };
         let bias = |v: usize| match case.bias {
-            Bias::Masking if v > 0 && v % 5 == 0 => f32::NEG_INFINITY,
+            Bias::Masking if v > 0 && v.is_multiple_of(5) => f32::NEG_INFINITY,
             _ => signed(4, v),
         };
         Data {
