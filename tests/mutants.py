@@ -106,7 +106,7 @@ MUTANTS = [
            "memory memory_is_what_the_plan_says"),
     Mutant("blocks so small that the product is summed in another order", "src/cpu/plan.rs",
            "let most = (rows / (MIN_ROWS + 8)).max(1);", "let most = (rows / 16).max(1);",
-           "determinism every_output_is_bitwise_equal_on_ragged_sizes"),
+           "determinism every_output_is_bitwise_equal_on_long_contractions_and_narrow_last_tiles"),
     Mutant("row stride ignored", "src/cpu/rows.rs",
            "&self.data[row * self.row_stride..]", "&self.data[row * self.columns..]",
            "hazards h15_unaligned_bases_and_different_row_strides"),
