@@ -97,7 +97,7 @@ pub(crate) fn run<T: Element>(
                             &indices[range.clone()],
                             &map,
                             logits,
-                            width,
+                            stride,
                             &tile_classes,
                         )
                     },
