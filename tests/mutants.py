@@ -143,8 +143,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def cargo(copy, test, *more):
     binary, name = test.split()
     command = ["cargo", "test", "--quiet", "--test", binary, *more, "--", "--exact", name]
-    environment = dict(os.environ, RUST_BACKTRACE="0")
-    environment.setdefault("CARGO_TARGET_DIR", str(REPOSITORY / "target" / "mutants"))
+    # A folder of its own: cargo tells two checkouts apart by modification times alone, so that in a shared one the
+    # next build of this repository could take a mutant's library for its own.
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "mutants"
+    environment = dict(os.environ, RUST_BACKTRACE="0", CARGO_TARGET_DIR=str(target))
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
 
