@@ -6,7 +6,7 @@ use super::candidates::RowStatistics;
 use super::coefficients::RowCoefficients;
 use super::columns::{Columns, GroupedEntries};
 use super::forward::{LogitMap, classifier_view};
-use super::matmul::{View, matmul};
+use super::matmul::{MIN_ROWS, View, matmul};
 use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::sink::ColumnSinks;
@@ -66,18 +66,19 @@ pub(crate) fn run<T: Element>(
     let rows = exact.indices.len();
     let chunk = plan::exact_chunk(rows);
     let blocks = plan::num_token_blocks(rows, rayon::current_num_threads());
+    let (no_classifier, no_bias) = (sinks.classifier.is_skip(), sinks.bias.is_skip());
     let map = LogitMap::new(problem);
-    let mut gradients = vec![0.0_f32; rows * chunk.min(vocab)]; // [rows, chunk]
+    // Rows a power of two apart would share the cache's sets.
+    let stride = chunk.min(vocab) + plan::EXACT_PADDING;
+    let mut gradients = vec![0.0_f32; rows * stride]; // [rows, chunk], padded
     let mut wide = vec![0.0_f32; if T::DTYPE == DType::F32 { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
 
     for first in (0..vocab).step_by(chunk) {
         let classes = first..(first + chunk).min(vocab);
         let width = classes.len();
         let view = classifier_view(classifier, first, width, &mut wide);
-        let gradients = &mut gradients[..rows * width];
-
         let ranges: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
-        let tiles = split_rows(gradients, &ranges, width);
+        let tiles = split_rows(&mut gradients, &ranges, stride);
         let d_embeddings = split_rows(&mut exact.d_embeddings, &ranges, hidden);
         let (indices, embeddings) = (&exact.indices, &exact.embeddings);
         let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
@@ -86,7 +87,7 @@ pub(crate) fn run<T: Element>(
                 // As in the forward: a tile becomes gradients while it is in the core's cache.
                 let tile_classes = first + at..(first + at + VOCAB_TILE).min(classes.end);
                 let logits = &mut tile[at..];
-                matmul(logits, width, false, e, view.rows(at, tile_classes.len()).transposed());
+                matmul(logits, stride, false, e, view.rows(at, tile_classes.len()).transposed());
                 vectorized(
                     #[inline(always)]
                     || {
@@ -103,32 +104,42 @@ pub(crate) fn run<T: Element>(
                 );
             }
             if !d_embeddings.is_empty() {
-                matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, width), view);
+                matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, stride), view);
             }
         };
         ranges.par_iter().zip(tiles).zip(d_embeddings).for_each(block);
 
-        if sinks.is_skip() {
+        if no_classifier && no_bias {
             continue;
         }
         let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
-        let parts = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len());
         let entries = entries_of(groups.clone());
         let embeddings = View::new(&exact.embeddings, rows, hidden, hidden);
-        let gradients = &*gradients;
-        groups.into_par_iter().zip(parts).for_each(|(group, sinks)| {
-            let own = Columns::<T>::classes(vocab, group);
-            let own_gradients = View::new(&gradients[own.start - first..], rows, own.len(), width);
-            let mut dense = vec![0.0_f32; if sinks.classifier.is_skip() { 0 } else { own.len() * hidden }];
-            if !sinks.classifier.is_skip() {
-                matmul(&mut dense, hidden, false, own_gradients.transposed(), embeddings);
+        let gradients = &gradients[..];
+        let shares = shares(width, rayon::current_num_threads());
+        let mut group_sinks = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len()).into_iter();
+        let with_sinks = |share: Range<usize>| {
+            let own = group_sinks.by_ref().take(share.len().div_ceil(COLUMN_GROUP)).collect();
+            (share, own)
+        };
+        let work: Vec<(Range<usize>, Vec<ColumnSinks<'_>>)> = shares.into_iter().map(with_sinks).collect();
+        work.into_par_iter().for_each(|(in_chunk, sinks)| {
+            let own = View::new(&gradients[in_chunk.start..], rows, in_chunk.len(), stride);
+            let mut dense = vec![0.0_f32; if no_classifier { 0 } else { in_chunk.len() * hidden }];
+            if !no_classifier {
+                matmul(&mut dense, hidden, false, own.transposed(), embeddings);
             }
             if map.scale() != 1.0 {
                 dense.iter_mut().for_each(|g| *g *= map.scale());
             }
-            let in_chunk = own.start - first..own.end - first;
-            let dense_bias = if sinks.bias.is_skip() { Vec::new() } else { bias_sums(gradients, width, in_chunk) };
-            columns.finish_group(group, &entries, &dense, &dense_bias, sinks);
+            let dense_bias = if no_bias { Vec::new() } else { bias_sums(gradients, stride, &in_chunk) };
+            let first_group = groups.start + in_chunk.start / COLUMN_GROUP;
+            sinks.into_par_iter().enumerate().for_each(|(k, sinks)| {
+                let columns_of = k * COLUMN_GROUP..((k + 1) * COLUMN_GROUP).min(in_chunk.len());
+                let dense = dense.get(columns_of.start * hidden..columns_of.end * hidden).unwrap_or(&[]);
+                let dense_bias = dense_bias.get(columns_of).unwrap_or(&[]);
+                columns.finish_group(first_group + k, &entries, dense, dense_bias, sinks);
+            });
         });
     }
     if map.scale() != 1.0 {
@@ -136,10 +147,18 @@ pub(crate) fn run<T: Element>(
     }
 }
 
-/// Sums of the logit gradients of classes `own` over all rows.
-fn bias_sums(gradients: &[f32], width: usize, own: Range<usize>) -> Vec<f32> {
+/// The columns of a chunk cut into as few parts as there are threads, since each product packs all embeddings for itself;
+/// at column groups, and none so small that its sums would be formed differently.
+fn shares(width: usize, threads: usize) -> Vec<Range<usize>> {
+    let share = width.div_ceil(COLUMN_GROUP).div_ceil(threads) * COLUMN_GROUP;
+    let count = (width / share + usize::from(width % share > MIN_ROWS)).max(1);
+    (0..count).map(|k| k * share..if k + 1 == count { width } else { (k + 1) * share }).collect()
+}
+
+/// Sums of the logit gradients of columns `own` of a chunk over all rows.
+fn bias_sums(gradients: &[f32], stride: usize, own: &Range<usize>) -> Vec<f32> {
     let mut sums = vec![0.0_f64; own.len()];
-    for row in gradients.chunks_exact(width) {
+    for row in gradients.chunks_exact(stride) {
         for (sum, g) in sums.iter_mut().zip(&row[own.clone()]) {
             *sum += *g as f64;
         }

@@ -6,12 +6,14 @@ use std::ops::Range;
 
 /// Columns of a logits tile in the forward.
 ///
-/// Swept 256, 512, 1024 with 256 to 2048 rows on an Ice Lake Xeon (48 KiB L1, 1.25 MiB L2): 512×256 and 1024×256 ran at
-/// 141 to 148 GFLOP/s a core, 512×512 at 115 to 137, 512×1024 at 105 to 127.
+/// Products of 256 to 2048 rows by 256 to 2048 columns at D = 1024 on an Ice Lake Xeon, GFLOP/s of one thread, best of
+/// six: 1024×256 137-141, 512×256 112, 512×512 115-123, 512×1024 105-109, 256×256 97, 128×1024 60. In the whole
+/// forward 192, 256 and 384 columns were within the noise of each other.
 pub(crate) const VOCAB_TILE: usize = 256;
 
-/// Most rows of a token block: with [`VOCAB_TILE`] columns the tile is 512 KiB and stays in L2.
-pub(crate) const MAX_BLOCK_ROWS: usize = 512;
+/// Most rows of a token block. gemm packs a classifier tile once a block: 1024 rows in place of 512 took the forward
+/// from 1.06-1.23 T to 1.00-1.05 T at N=2048, V=32768, D=1024 (medians of repeated runs).
+pub(crate) const MAX_BLOCK_ROWS: usize = 1024;
 
 /// Columns of the classifier gradient that one task owns.
 pub(crate) const COLUMN_GROUP: usize = 128;
@@ -19,6 +21,9 @@ pub(crate) const COLUMN_GROUP: usize = 128;
 /// Bytes that the logit gradients of one vocabulary chunk may take on the exact path, as long as a chunk of one
 /// column group fits them.
 const EXACT_CHUNK_BYTES: usize = 16 << 20;
+
+/// Unused columns that keep the rows of an exact chunk from being a power of two apart.
+pub(crate) const EXACT_PADDING: usize = 16;
 
 /// Most column groups of a chunk on the exact path.
 const MAX_EXACT_GROUPS: usize = 8;
@@ -120,8 +125,8 @@ impl CpuPlan {
             },
             Region {
                 name: "exact path: logit gradients of a chunk",
-                formula: "4 · N · exact_chunk",
-                bytes: exact * 4 * tokens * exact_chunk,
+                formula: "4 · N · (exact_chunk + 16)",
+                bytes: exact * 4 * tokens * (exact_chunk + EXACT_PADDING),
             },
             Region {
                 name: "exact path: embeddings and their gradient in f32",
@@ -132,6 +137,11 @@ impl CpuPlan {
                 name: "exact path: classifier chunk in f32 (16-bit inputs)",
                 formula: "4 · exact_chunk · D",
                 bytes: exact * wide * exact_chunk * hidden,
+            },
+            Region {
+                name: "exact path: classifier gradient of a chunk in f32",
+                formula: "4 · exact_chunk · D",
+                bytes: exact * 4 * exact_chunk * hidden,
             },
             Region {
                 name: "gradient rows in the making",

@@ -151,7 +151,7 @@ mod tests {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1013) as f32 / 64.0 - 8.0).collect();
         let max = logits.iter().copied().fold(f32::MIN, f32::max) as f64;
         let sum: f64 = logits.iter().map(|&z| (z as f64 - max).exp()).sum();
-        let entropy: f64 = logits.iter().map(|&z| (z as f64 - max - sum.ln())).map(|l| -l * l.exp()).sum();
+        let entropy: f64 = logits.iter().map(|&z| z as f64 - max - sum.ln()).map(|l| -l * l.exp()).sum();
         for offset in [0.0_f32, -200.0, 512.0, 4096.0] {
             // Multiples of 1/64 up to 4096 are exact in f32: the offset must change nothing but the maximum.
             let shifted: Vec<f32> = logits.iter().map(|z| z + offset).collect();

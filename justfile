@@ -1,0 +1,17 @@
+# The commands of this repository. Everything works without `just`, too.
+
+# the whole suite
+test:
+    cargo test
+
+# what CI runs
+ci:
+    bash .ci/run
+
+# plants bugs one at a time and shows which test catches each
+mutants:
+    python3 tests/mutants.py
+
+# times as multiples of one matmul, at the shapes of the README
+bench:
+    cargo run --release --features cli --bin cce -- bench
