@@ -198,16 +198,18 @@ impl SparseRows<'_, '_> {
         let classes = (groups.start * COLUMN_GROUP) as u32..(groups.end * COLUMN_GROUP).min(u32::MAX as usize) as u32;
         let group_block = |block: usize| {
             let range = plan::token_block(rows, self.blocks.len(), block);
-            let entries = || {
-                range.clone().enumerate().flat_map(|(at, index)| {
-                    let entry = move |(class, gradient)| ColumnEntry { class, row: index as u32, gradient };
-                    self.gradients(index, block, at, &classes).map(entry)
-                })
-            };
+            let mut entries = Vec::new();
             vectorized(
                 #[inline(always)]
-                || GroupedEntries::new(groups.clone(), entries),
-            )
+                || {
+                    for (at, index) in range.enumerate() {
+                        for (class, gradient) in self.gradients(index, block, at, &classes) {
+                            entries.push(ColumnEntry { class, row: index as u32, gradient });
+                        }
+                    }
+                },
+            );
+            GroupedEntries::new(groups.clone(), &entries)
         };
         (0..self.blocks.len()).into_par_iter().map(group_block).collect()
     }

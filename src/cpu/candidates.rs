@@ -110,30 +110,27 @@ impl RowCandidates {
             RowFilter::Threshold { eps } => (eps * bound, 0),
         };
         let unbiased = matches!(self.filter, RowFilter::Unbiased { .. });
-        let least = |k: usize| {
-            if unbiased { factor * filter::uniform(start.wrapping_add(weyl[k])) } else { factor }
-        };
+        // One byte an entry, so that the tests vectorise and eight misses are skipped at a time.
+        let mut flags = [0_u8; BLOCK];
         for base in (0..logits.len()).step_by(BLOCK) {
             let end = (base + BLOCK).min(logits.len());
-            let mut hit = target_at.wrapping_sub(base) < BLOCK;
+            flags[end - base..].fill(0);
+            let tested = flags.iter_mut().zip(&exps[base..end]);
             if unbiased {
-                let mut any = 0_u32;
-                for (e, w) in exps[base..end].iter().zip(&weyl[base..end]) {
-                    any |= u32::from(*e >= factor * filter::uniform(start.wrapping_add(*w)));
+                for ((flag, e), w) in tested.zip(&weyl[base..end]) {
+                    *flag = u8::from(*e >= factor * filter::uniform(start.wrapping_add(*w)));
                 }
-                hit |= any != 0;
             } else {
-                let mut any = 0_u32;
-                for e in &exps[base..end] {
-                    any |= u32::from(*e >= factor);
-                }
-                hit |= any != 0;
+                tested.for_each(|(flag, e)| *flag = u8::from(*e >= factor));
             }
-            if !hit {
-                continue;
+            if let Some(flag) = flags[..end - base].get_mut(target_at.wrapping_sub(base)) {
+                *flag = 1;
             }
-            for k in base..end {
-                if exps[k] >= least(k) || k == target_at {
+            for (word_at, word) in flags.as_chunks::<8>().0.iter().enumerate() {
+                let mut word = u64::from_le_bytes(*word);
+                while word != 0 {
+                    let k = base + word_at * 8 + word.trailing_zeros() as usize / 8;
+                    word &= word - 1; // a flag is one bit
                     self.captured += 1;
                     self.entries.push(Entry { class: (first_class + k) as u32, logit: logits[k] });
                 }

@@ -28,22 +28,21 @@ pub(crate) struct GroupedEntries {
 }
 
 impl GroupedEntries {
-    /// Counting sort by column group; `entries` yields the same sequence each time it is called, of `groups` alone.
-    #[inline(always)]
-    pub fn new<I: Iterator<Item = ColumnEntry>>(groups: Range<usize>, entries: impl Fn() -> I) -> Self {
+    /// Counting sort by column group of `entries`, which belong to `groups` alone.
+    pub fn new(groups: Range<usize>, entries: &[ColumnEntry]) -> Self {
         let position = |entry: &ColumnEntry| entry.class as usize / COLUMN_GROUP - groups.start;
         let mut offsets = vec![0_u32; groups.len() + 1];
-        for entry in entries() {
-            offsets[position(&entry) + 1] += 1;
+        for entry in entries {
+            offsets[position(entry) + 1] += 1;
         }
         for g in 0..groups.len() {
             offsets[g + 1] += offsets[g];
         }
         let mut next = offsets.clone();
         let mut sorted = vec![ColumnEntry::default(); offsets[groups.len()] as usize];
-        for entry in entries() {
-            let at = &mut next[position(&entry)];
-            sorted[*at as usize] = entry;
+        for entry in entries {
+            let at = &mut next[position(entry)];
+            sorted[*at as usize] = *entry;
             *at += 1;
         }
         GroupedEntries { first_group: groups.start, offsets, entries: sorted }
