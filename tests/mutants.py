@@ -76,6 +76,9 @@ MUTANTS = [
     Mutant("softcap derivative dropped on the exact path", "src/cpu/exact.rs",
            "*z = gradient * map.softcap_derivative(*z);", "*z = gradient;",
            "hazards h10_softcap_derivative_order_and_masks"),
+    Mutant("row distance of an exact chunk without its padding", "src/cpu/exact.rs",
+           "View::new(tile, range.len(), width, stride)", "View::new(tile, range.len(), width, width)",
+           "conformance cpu::matches_the_oracle_on_every_shape"),
     Mutant("logit scale missing in dC", "src/cpu/columns.rs",
            "*c = e.gradient * self.map.scale();", "*c = e.gradient;",
            "conformance cpu::matches_the_oracle_under_every_option"),
@@ -143,8 +146,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def cargo(copy, test, *more):
     binary, name = test.split()
     command = ["cargo", "test", "--quiet", "--test", binary, *more, "--", "--exact", name]
-    environment = dict(os.environ, RUST_BACKTRACE="0")
-    environment.setdefault("CARGO_TARGET_DIR", str(REPOSITORY / "target" / "mutants"))
+    # A folder of its own: cargo tells two checkouts apart by modification times alone, so that in a shared one the
+    # next build of this repository could take a mutant's library for its own.
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "mutants"
+    environment = dict(os.environ, RUST_BACKTRACE="0", CARGO_TARGET_DIR=str(target))
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
 
