@@ -29,8 +29,8 @@
 //! |---|---|---|
 //! | `embeddings` | [N, D] or [B, S, D] | `f32`, `f16`, `bf16` |
 //! | `classifier` | [V, D] | the same |
-//! | `targets` | [N] or [B, S], as the embeddings | `i64`, `u32`, `i32` |
-//! | `bias` | [V] | `f32`, `f16`, `bf16` |
+//! | `targets` | `[N]` or `[B, S]`, as the embeddings | `i64`, `u32`, `i32` |
+//! | `bias` | `[V]` | `f32`, `f16`, `bf16` |
 //!
 //! Outputs are `f32`; gradients have the dtype of their tensor, accumulated in `f32` and rounded once. Tensors are read
 //! in place where the elements of a row are contiguous, whatever the distance of the rows, and copied otherwise.

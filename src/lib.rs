@@ -11,7 +11,7 @@
 //! G_iv  = ∂L/∂z_iv             dE = G C     dC = Gᵀ E     dbias_v = Σ_i G_iv
 //! ```
 //!
-//! Tokens N, hidden D, vocab V; E [N, D] `embeddings`, C [V, D] `classifier`, y [N] `targets`.
+//! Tokens N, hidden D, vocab V; E [N, D] `embeddings`, C [V, D] `classifier`, y `[N]` `targets`.
 //!
 //! ```
 //! use cut_cross_entropy::{CceOptions, Cpu, Inputs, Matrix, Upstream, cce_backward, cce_forward};
@@ -36,7 +36,7 @@
 //! # Features
 //! | feature | what it adds |
 //! |---|---|
-//! | (none) | the operation, the `f64` [`reference`], the [`Cpu`] backend |
+//! | (none) | the operation, the `f64` [`mod@reference`], the [`Cpu`] backend |
 //! | `candle` | the loss as a differentiable candle operation |
 //! | `cli` | the `cce` binary |
 

@@ -36,15 +36,15 @@ pub trait Memory: Sized + Debug + 'static {
 /// What [`Memory::check_values`] looks at.
 #[derive(Debug)]
 pub struct Values<'a, M: Memory> {
-    /// Class indices, [N].
+    /// Class indices, `[N]`.
     pub targets: M::Slice<'a>,
     /// Number of classes V.
     pub vocab: usize,
     /// Target value that marks a token to skip.
     pub ignore_index: i64,
-    /// Weight of each class, [V].
+    /// Weight of each class, `[V]`.
     pub class_weights: Option<M::Slice<'a>>,
-    /// Weight of each token, [N].
+    /// Weight of each token, `[N]`.
     pub token_weights: Option<M::Slice<'a>>,
 }
 

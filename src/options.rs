@@ -5,7 +5,7 @@ use crate::{Error, Result};
 /// How the per-token losses become one number. Named and defined as in PyTorch's `cross_entropy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reduction {
-    /// No reduction: the result is `losses` [N]; `loss` is their sum, for logging.
+    /// No reduction: the result is `losses` `[N]`; `loss` is their sum, for logging.
     None,
     /// `Σ losses_i / Σ token_weight_i · class_weight[target_i]` over tokens that are not ignored.
     ///
@@ -78,7 +78,7 @@ pub struct GradientRequest {
     pub embeddings: bool,
     /// dC [V, D]; `false` when the classifier is frozen.
     pub classifier: bool,
-    /// dbias [V]; has no effect without a bias.
+    /// dbias `[V]`; has no effect without a bias.
     pub bias: bool,
     /// Element type of the returned buffers.
     pub dtype: GradientDType,

@@ -59,13 +59,13 @@ impl<M: Memory> std::fmt::Debug for Forward<M> {
 pub struct Upstream<'a, M: Memory = Host> {
     /// With respect to `loss`.
     pub loss: f32,
-    /// With respect to `losses`, [N] `f32`: the upstream gradient of `Reduction::None`.
+    /// With respect to `losses`, `[N]` `f32`: the upstream gradient of `Reduction::None`.
     pub losses: Option<M::Slice<'a>>,
-    /// With respect to `nll`, [N] `f32`.
+    /// With respect to `nll`, `[N]` `f32`.
     pub nll: Option<M::Slice<'a>>,
-    /// With respect to `lse`, [N] `f32`.
+    /// With respect to `lse`, `[N]` `f32`.
     pub lse: Option<M::Slice<'a>>,
-    /// With respect to `entropy`, [N] `f32`; needs `options.entropy`.
+    /// With respect to `entropy`, `[N]` `f32`; needs `options.entropy`.
     pub entropy: Option<M::Slice<'a>>,
 }
 
@@ -87,7 +87,7 @@ impl<'a, M: Memory> Upstream<'a, M> {
     pub fn loss(d_loss: f32) -> Self {
         Upstream { loss: d_loss, losses: None, nll: None, lse: None, entropy: None }
     }
-    /// One value for each token's loss: what a caller of `Reduction::None` has. [N] `f32`.
+    /// One value for each token's loss: what a caller of `Reduction::None` has. `[N]` `f32`.
     pub fn losses(d_losses: impl Into<M::Slice<'a>>) -> Self {
         Upstream { losses: Some(d_losses.into()), ..Upstream::loss(0.0) }
     }
@@ -100,7 +100,7 @@ pub struct Gradients<M: Memory = Host> {
     pub d_embeddings: Option<M::Owned>,
     /// dC [V, D], dense. Accumulated in `f32`, rounded once.
     pub d_classifier: Option<M::Owned>,
-    /// dbias [V].
+    /// dbias `[V]`.
     pub d_bias: Option<M::Owned>,
     /// What the filter did.
     pub telemetry: M::Counters,

@@ -76,13 +76,13 @@ pub struct Inputs<'a, M: Memory = Host> {
     pub embeddings: Matrix<'a, M>,
     /// C [V, D], the same dtype: one row a class.
     pub classifier: Matrix<'a, M>,
-    /// y [N], `i64`, `i32` or `u32`: classes in [0, V) or `ignore_index`.
+    /// y `[N]`, `i64`, `i32` or `u32`: classes in [0, V) or `ignore_index`.
     pub targets: M::Slice<'a>,
-    /// bias [V], any floating-point dtype, added to the scaled logits before the softcap. `-inf` masks a class.
+    /// bias `[V]`, any floating-point dtype, added to the scaled logits before the softcap. `-inf` masks a class.
     pub bias: Option<M::Slice<'a>>,
-    /// Weight of each class [V], `f32`, finite and not negative: PyTorch's `weight`.
+    /// Weight of each class `[V]`, `f32`, finite and not negative: PyTorch's `weight`.
     pub class_weights: Option<M::Slice<'a>>,
-    /// Weight of each token [N], `f32`, finite; multiplies the token's whole loss and counts in the mean's
+    /// Weight of each token `[N]`, `f32`, finite; multiplies the token's whole loss and counts in the mean's
     /// denominator. Indexed like the embeddings, also when `shift` is not 0.
     pub token_weights: Option<M::Slice<'a>>,
     /// Tokens a sequence, when `shift` is not 0; must divide N. `None`: all tokens are one sequence.

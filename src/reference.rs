@@ -11,13 +11,13 @@ pub struct Reference {
     pub embeddings: Vec<f64>,
     /// C [V, D].
     pub classifier: Vec<f64>,
-    /// bias [V], zeros where none is given.
+    /// bias `[V]`, zeros where none is given.
     pub bias: Vec<f64>,
     /// Class of each token, `None` for ignored ones; the shift is already applied.
     pub targets: Vec<Option<usize>>,
-    /// Weight of each class [V], ones where none are given.
+    /// Weight of each class `[V]`, ones where none are given.
     pub class_weights: Vec<f64>,
-    /// Weight of each token [N], ones where none are given.
+    /// Weight of each token `[N]`, ones where none are given.
     pub token_weights: Vec<f64>,
     /// D.
     pub hidden: usize,
@@ -66,7 +66,7 @@ impl ReferenceUpstream {
     }
 }
 
-/// dE [N, D], dC [V, D], dbias [V].
+/// dE [N, D], dC [V, D], dbias `[V]`.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct ReferenceGradients {
@@ -108,7 +108,7 @@ impl Reference {
         self.bias.len()
     }
 
-    /// z of token `i`, [V].
+    /// z of token `i`, `[V]`.
     fn logits(&self, i: usize) -> Vec<f64> {
         let e = &self.embeddings[i * self.hidden..][..self.hidden];
         let logit = |v: usize| {

@@ -105,7 +105,7 @@ fn telemetry(rows: usize, exact_rows: usize, blocks: &[BlockEntries]) -> Telemet
     }
 }
 
-/// `Σ_v w_v C_v` [D].
+/// `Σ_v w_v C_v` `[D]`.
 fn weighted_class_sum<T: Element>(problem: &Problem<'_>, classifier: TypedMatrix<'_, T>) -> Vec<f32> {
     sum_rows(problem.shape().vocab, problem.shape().hidden, |v| Some((problem.class_weight(v), classifier.row(v))))
 }

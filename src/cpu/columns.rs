@@ -57,7 +57,7 @@ impl GroupedEntries {
 /// The dense part of label smoothing over the sparse rows: rank one, so it costs one vector.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spread {
-    /// `Σ_i b_i E_i` [D]; empty without smoothing.
+    /// `Σ_i b_i E_i` `[D]`; empty without smoothing.
     pub embeddings: Vec<f32>,
     /// `Σ_i b_i`.
     pub sum: f32,
@@ -90,7 +90,7 @@ impl<T: Element> Columns<'_, '_, T> {
     }
 
     /// Finishes the columns of one group from `entries` of a range that holds it. `dense` and `dense_bias` hold what the rows of the exact path contribute:
-    /// [columns, D] and [columns], empty where there are none.
+    /// [columns, D] and `[columns]`, empty where there are none.
     pub fn finish_group(
         &self,
         group: usize,

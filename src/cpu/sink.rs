@@ -85,7 +85,7 @@ impl<'a> RowSink<'a> {
 pub(crate) struct ColumnSinks<'a> {
     /// [classes, D].
     pub classifier: RowSink<'a>,
-    /// [classes].
+    /// `[classes]`.
     pub bias: RowSink<'a>,
     pub hidden: usize,
 }

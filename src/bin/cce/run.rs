@@ -14,10 +14,10 @@ use std::time::Instant;
 
 /// Loss and gradients of the tensors in a safetensors file.
 ///
-/// Reads `embeddings` [N, D], `classifier` [V, D] and `targets` [N] (i64, i32 or u32); where present also `bias` [V],
-/// `class_weights` [V], `token_weights` [N] and `d_losses` [N], the upstream gradient of `--reduction none` (ones where
-/// absent). Writes `loss`, `losses` [N], `lse` [N], `d_embeddings` [N, D], `d_classifier` [V, D], and as asked `d_bias`
-/// [V], `entropy` [N], `argmax` [N]. The output file is complete or not there.
+/// Reads `embeddings` [N, D], `classifier` [V, D] and `targets` `[N]` (i64, i32 or u32); where present also `bias` `[V]`,
+/// `class_weights` `[V]`, `token_weights` `[N]` and `d_losses` `[N]`, the upstream gradient of `--reduction none` (ones where
+/// absent). Writes `loss`, `losses` `[N]`, `lse` `[N]`, `d_embeddings` [N, D], `d_classifier` [V, D], and as asked `d_bias`
+/// `[V]`, `entropy` `[N]`, `argmax` `[N]`. The output file is complete or not there.
 #[derive(Args)]
 pub struct RunArgs {
     /// File with the input tensors.
