@@ -65,3 +65,8 @@ pub use memory::{Host, HostBuffer, HostSlice, HostSliceMut, Memory};
 pub use options::{CceOptions, GradientDType, GradientFilter, GradientRequest, Reduction};
 pub use outputs::{Forward, GradientSinks, Gradients, Sink, Telemetry, Upstream};
 pub use problem::{Inputs, Matrix, Problem, Shape};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
