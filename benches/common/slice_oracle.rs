@@ -117,7 +117,13 @@ impl<'a> SliceOracle<'a> {
             }
         };
         let borderline = threshold > 0.0 && (p - threshold).abs() <= BORDERLINE * threshold;
-        (weight * kept, if borderline { weight * p.max(eps) } else { 0.0 })
+        let slack = match () {
+            // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off: absolute, however small p - 1 is.
+            () if is_target => p * 16.0 * f64::from(f32::EPSILON) / 2.0,
+            () if borderline => p.max(eps),
+            () => 0.0,
+        };
+        (weight * kept, weight * slack)
     }
 }
 
