@@ -39,7 +39,7 @@ struct Args {
     /// Train for this many seconds [default: 120]
     #[arg(long, conflicts_with = "steps", value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Train for this many steps: reproducible to the last bit
+    /// Train for this many steps: reproducible, whatever the machine's speed
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Seed of the initial model, the batches and the unbiased filter

@@ -12,7 +12,7 @@ use std::ops::Range;
 pub(crate) const VOCAB_TILE: usize = 256;
 
 /// Most rows of a token block. gemm packs a classifier tile once a block: 1024 rows in place of 512 took the forward
-/// from 1.06-1.23 T to 1.00-1.05 T at N=2048, V=32768, D=1024 (medians of repeated runs).
+/// from 1.06-1.23 T to 1.00-1.05 T at N=2048, V=32768, D=1024 (two runs each, CPU time, on a noisy machine).
 pub(crate) const MAX_BLOCK_ROWS: usize = 1024;
 
 /// Columns of the classifier gradient that one task owns.
