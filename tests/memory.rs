@@ -3,60 +3,17 @@
 //! One test function, because the allocator counts for the whole process.
 
 mod common;
+#[path = "../benches/common/heap.rs"]
+mod heap;
 
 use common::{Logits, OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::cpu::CpuPlan;
 use cut_cross_entropy::{
     CceOptions, Cpu, DType, GradientDType, GradientFilter, GradientRequest, Problem, cce_backward, cce_forward,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-
-/// Counts live bytes and their peak. An aligned allocation counts as its size; the system's overhead does not count.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn grow(bytes: usize) {
-    PEAK.fetch_max(LIVE.fetch_add(bytes, SeqCst) + bytes, SeqCst);
-}
-
-// SAFETY: every call goes on to the system's allocator unchanged; only counters are kept.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller's promises, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller's promises, passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size); // old and new may be there at once
-        LIVE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promises, passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promises, passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Peak of the heap during `work` above what was live before it, and what is live after it, both less nothing.
-fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
-    let before = LIVE.load(SeqCst);
-    PEAK.store(before, SeqCst);
-    let result = work();
-    (result, PEAK.load(SeqCst) - before, LIVE.load(SeqCst).saturating_sub(before))
-}
+static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
 
 /// What a step of forward and backward took beyond its outputs.
 #[derive(Debug, Clone, Copy)]
@@ -73,19 +30,16 @@ fn step(tensors: &Tensors, options: &CceOptions) -> Step {
     let upstream = OwnedUpstream::loss(1.0);
     let request = options.gradients;
     let element = if request.dtype == GradientDType::F32 { 4 } else { dtype.size_in_bytes() };
-    let gradients = element
+    let gradient_bytes = element
         * (if request.embeddings { tokens * hidden } else { 0 } + if request.classifier { vocab * hidden } else { 0 });
     let per_token = 4 * 4 * tokens;
-    let outputs = gradients + per_token;
-    let mut captured = 0;
-    let (_, peak, _) = measure(|| {
-        let before = LIVE.load(SeqCst);
-        let forward = cce_forward(&Cpu, &inputs, options).expect("legal");
-        captured = LIVE.load(SeqCst).saturating_sub(before + per_token);
-        let gradients = cce_backward(&Cpu, &inputs, &forward, &upstream.borrow()).expect("its own forward");
-        assert_eq!(gradients.d_embeddings.is_some(), request.embeddings);
-        assert_eq!(gradients.d_classifier.is_some(), request.classifier);
-    });
+    let outputs = gradient_bytes + per_token;
+    let (forward, forward_peak, kept) = heap::measure(|| cce_forward(&Cpu, &inputs, options).expect("legal"));
+    let (gradients, backward_peak, _) =
+        heap::measure(|| cce_backward(&Cpu, &inputs, &forward, &upstream.borrow()).expect("its own forward"));
+    assert_eq!(gradients.d_embeddings.is_some(), request.embeddings);
+    assert_eq!(gradients.d_classifier.is_some(), request.classifier);
+    let (captured, peak) = (kept.saturating_sub(per_token), forward_peak.max(kept + backward_peak));
     Step { workspace: peak.saturating_sub(outputs), outputs, captured }
 }
 

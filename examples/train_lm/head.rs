@@ -1,7 +1,7 @@
 //! The two heads: this crate's loss, and the same loss with the logits materialised by candle. And what each costs.
 
-use crate::allocator;
 use crate::data::Batch;
+use crate::heap;
 use crate::model::Model;
 use anyhow::Result;
 use candle_core::{Tensor, Var};
@@ -90,12 +90,13 @@ pub fn measure(head: &Head, model: &Model, batches: &[Batch]) -> Result<HeadCost
     let (mut times, mut peak) = (Vec::new(), 0);
     for (step, batch) in batches.iter().enumerate() {
         let hidden = Var::from_tensor(&model.hidden_states(&batch.inputs)?.detach())?;
-        let before = allocator::restart_peak();
         let start = Instant::now();
-        let gradients = head.loss(&hidden, &model.classifier, &batch.targets, step)?.backward()?;
+        let (gradients, bytes, _) = heap::measure(|| {
+            head.loss(&hidden, &model.classifier, &batch.targets, step).and_then(|loss| Ok(loss.backward()?))
+        });
         times.push(start.elapsed().as_secs_f64() * 1e3);
-        peak = peak.max(allocator::peak() - before);
-        drop(gradients);
+        peak = peak.max(bytes);
+        drop(gradients?);
     }
     Ok(HeadCost { ms: median(&mut times), peak_mb: peak as f64 / 1e6 })
 }

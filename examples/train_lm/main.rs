@@ -6,10 +6,11 @@
 //! cargo run --release --features candle --example train_lm -- --help
 //! ```
 
-mod allocator;
 mod corpus;
 mod data;
 mod head;
+#[path = "../../benches/common/heap.rs"]
+mod heap;
 mod model;
 mod optimizer;
 mod report;
@@ -24,6 +25,9 @@ use model::ModelConfig;
 use report::{Curve, Row, Summary};
 use std::path::PathBuf;
 use train::{Budget, Schedule, Trainer, evaluation_head};
+
+#[global_allocator]
+static ALLOCATOR: heap::CountingAllocator = heap::CountingAllocator;
 
 /// Trains a small transformer on text, with cut-cross-entropy as its head, and compares the head with materialised
 /// logits: loss, time, peak memory.

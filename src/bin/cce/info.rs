@@ -2,7 +2,7 @@
 
 use crate::args::{DTypeArg, FilterArg, parse_eps};
 use crate::common::shapes::{self, NAMED_SHAPES};
-use crate::heap;
+use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
@@ -39,7 +39,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     println!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"));
     println!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads());
     println!("backend cuda: not in this build");
-    if let Some(bytes) = heap::available_bytes() {
+    if let Some(bytes) = system_memory::available_bytes() {
         println!("memory: {:.1} GiB free", bytes as f64 / (1 << 30) as f64);
     }
     let custom = args.tokens.is_some() || args.vocab.is_some() || args.hidden.is_some();

@@ -4,9 +4,11 @@ mod args;
 mod bench;
 #[path = "../../../benches/common/mod.rs"]
 mod common;
+#[path = "../../../benches/common/heap.rs"]
 mod heap;
 mod info;
 mod run;
+mod system_memory;
 mod tensors;
 mod verify;
 

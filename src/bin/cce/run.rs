@@ -2,6 +2,7 @@
 
 use crate::args::{BackendArg, FilterArg, GradientDTypeArg, ReductionArg, parse_eps};
 use crate::heap;
+use crate::system_memory;
 use crate::tensors::{self, Output, Tensor, TensorFile};
 use anyhow::ensure;
 use clap::Args;
@@ -207,7 +208,7 @@ fn compute(
 ) -> anyhow::Result<Outcome> {
     let wanted = options.gradients;
     let any = wanted.embeddings || wanted.classifier || inputs.bias.is_some();
-    let (outcome, peak) = heap::peak_during(|| {
+    let (outcome, peak, _) = heap::measure(|| {
         let clock = Instant::now();
         let forward = cce_forward(backend, inputs, options)?;
         let forward_ms = clock.elapsed().as_secs_f64() * 1e3;
@@ -249,7 +250,7 @@ fn outputs(outcome: &Outcome) -> anyhow::Result<Vec<Output<'_>>> {
 fn report(args: &RunArgs, backend: &Cpu, problem: &Problem<'_, Host>, outcome: &Outcome) {
     let (forward, shape) = (&outcome.forward, problem.shape());
     let telemetry = outcome.gradients.as_ref().map(|g| g.telemetry);
-    let resident = heap::peak_resident_bytes();
+    let resident = system_memory::peak_resident_bytes();
     if args.json {
         // Numbers that are not finite become null.
         let object = serde_json::json!({

@@ -71,7 +71,7 @@ impl Bench<'_> {
             classifier: Sink::Overwrite(self.d_classifier.as_mut()),
             bias: Sink::Skip,
         };
-        let (step, peak_bytes) = heap::peak_during(|| {
+        let (step, peak_bytes, _) = heap::measure(|| {
             let clock = Clock::start();
             let forward = cce_forward(&Cpu, &inputs, &options)?;
             let forward_time = clock.stop();
@@ -88,7 +88,7 @@ impl Bench<'_> {
     fn materialising(&mut self) -> Step {
         let (baseline, workload) = (&mut self.baseline, self.workload);
         let held_before = baseline.buffer_bytes();
-        let ((forward, backward, loss), grown) = heap::peak_during(|| {
+        let ((forward, backward, loss), grown, _) = heap::measure(|| {
             let clock = Clock::start();
             let loss = baseline.forward(workload);
             let forward = clock.stop();

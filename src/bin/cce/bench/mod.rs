@@ -11,7 +11,7 @@ use crate::common::baseline::Baseline;
 use crate::common::shapes;
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
-use crate::heap;
+use crate::system_memory;
 use crate::tensors::TensorFile;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -307,7 +307,7 @@ fn measure(
 
 /// The shape with as many tokens as half of the free memory has room for.
 fn fitted(asked: Shape, dtype: DType) -> anyhow::Result<Shape> {
-    let Some(available) = heap::available_bytes() else { return Ok(asked) };
+    let Some(available) = system_memory::available_bytes() else { return Ok(asked) };
     let budget = available as f64 / 2.0;
     let widened = if dtype == DType::F32 { 0 } else { 4 };
     let row = asked.hidden as f64 * (2 * dtype.size_in_bytes() + 2 * widened) as f64; // input, gradient, two copies

@@ -1,4 +1,4 @@
-//! Counts live heap bytes, so that the memory column of the benchmark is measured and not claimed.
+//! Counts live heap bytes, so that memory is measured and not claimed. Included by the command, the example and the tests.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -56,26 +56,10 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Runs `work`; the highest number of live bytes during it, beyond those that were live before.
-pub fn peak_during<T>(work: impl FnOnce() -> T) -> (T, usize) {
+/// Runs `work`; the highest number of live bytes during it and the number after it, both beyond those before it.
+pub fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
     let result = work();
-    (result, PEAK.load(Relaxed).saturating_sub(before))
-}
-
-/// The most memory that the process ever had resident, where the system tells.
-pub fn peak_resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
-/// Bytes that can be allocated without swapping, where the system tells.
-pub fn available_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    (result, PEAK.load(Relaxed).saturating_sub(before), LIVE.load(Relaxed).saturating_sub(before))
 }
