@@ -20,7 +20,8 @@ using prim::Vec16;
 constexpr u32 WARP_LIST = 32;                    // longest list that a warp holds, an entry a lane
 constexpr u32 SEGMENT = 2048;                    // tokens that a block puts in order at a time
 constexpr u32 SEGMENT_WORDS = SEGMENT / 32;
-constexpr u32 BATCH = 8;                         // entries whose rows a thread has in flight
+// Vectors that a thread waits for at once; unaligned rows come element by element, and need the registers.
+template <bool ALIGNED> constexpr u32 IN_FLIGHT = ALIGNED ? 8 : 2;
 
 struct Order {
     alignas(16) float gradient[SEGMENT];         // by token of the segment; between lists: the groups' partial sums
@@ -79,25 +80,27 @@ __device__ __forceinline__ LceEntry sorted(const List& list) {
     return {prim::shfl_idx(own.index, int(source)), prim::shfl_idx(own.value, int(source))};
 }
 
-// sums[p] += the list's rows at column + p * 32 * VECTOR: two entries of PARTS vectors in flight. The lanes' columns follow each other.
+// sums[p] += the list's rows at column + p * 32 * VECTOR, IN_FLIGHT vectors at once. The lanes' columns follow each other.
 template <class T, bool ALIGNED, u32 PARTS>
 __device__ __forceinline__ void add_list(
     float (&sums)[PARTS][VECTOR<T>], const Rows<T>& rows, const LceEntry& sorted_entry, u32 count, u32 column, u32 end
 ) {
-    for (u32 k = 0; k < count; k += 2) {
-        const float g0 = prim::shfl_idx(sorted_entry.value, int(k)), g1 = prim::shfl_idx(sorted_entry.value, int(k + 1));
-        const T* row0 = rows.data + i64(prim::shfl_idx(sorted_entry.index, int(k))) * rows.stride;
-        const T* row1 = rows.data + i64(prim::shfl_idx(sorted_entry.index, int(k + 1))) * rows.stride;
-        const u32 end1 = k + 1 < count ? end : 0;
-        Vec16 v0[PARTS], v1[PARTS];
+    constexpr u32 ENTRIES = IN_FLIGHT<ALIGNED> / PARTS;
+    for (u32 k = 0; k < count; k += ENTRIES) {
+        Vec16 v[ENTRIES][PARTS];
 #pragma unroll
-        for (u32 p = 0; p < PARTS; ++p) v0[p] = gather::load<T, ALIGNED>(row0, column + p * 32 * VECTOR<T>, end);
+        for (u32 i = 0; i < ENTRIES; ++i) {
+            const u32 lane = k + i < count ? k + i : k, own_end = k + i < count ? end : 0;
+            const T* row = rows.data + i64(prim::shfl_idx(sorted_entry.index, int(lane))) * rows.stride;
 #pragma unroll
-        for (u32 p = 0; p < PARTS; ++p) v1[p] = gather::load<T, ALIGNED>(row1, column + p * 32 * VECTOR<T>, end1);
+            for (u32 p = 0; p < PARTS; ++p) v[i][p] = gather::load<T, ALIGNED>(row, column + p * 32 * VECTOR<T>, own_end);
+        }
 #pragma unroll
-        for (u32 p = 0; p < PARTS; ++p) {
-            gather::add_scaled<T>(sums[p], g0, v0[p]);
-            if (k + 1 < count) gather::add_scaled<T>(sums[p], g1, v1[p]);
+        for (u32 i = 0; i < ENTRIES; ++i) {
+            const float g = prim::shfl_idx(sorted_entry.value, int(k + i) & 31);
+            if (k + i >= count) break;
+#pragma unroll
+            for (u32 p = 0; p < PARTS; ++p) gather::add_scaled<T>(sums[p], g, v[i][p]);
         }
     }
 }
@@ -149,34 +152,27 @@ template <class T, bool ALIGNED>
 __device__ __forceinline__ void add_segment(
     float (&sum)[VECTOR<T>], const Order& order, const Rows<T>& rows, u32 begin, u32 group, u32 groups, u32 column, u32 end
 ) {
+    constexpr u32 BATCH = IN_FLIGHT<ALIGNED>;
     const T* first = rows.data + i64(begin) * rows.stride;
     const u32 count = order.count;
     u32 k = group * BATCH;
     for (; k + BATCH <= count; k += groups * BATCH) {
-        const Vec16 tokens = *reinterpret_cast<const Vec16*>(&order.token[k]);
         Vec16 v[BATCH];
 #pragma unroll
-        for (u32 i = 0; i < BATCH; ++i) {
-            const u32 at = tokens.w[i / 2] >> i % 2 * 16 & 0xffffu;
-            v[i] = gather::load<T, ALIGNED>(first + i64(at) * rows.stride, column, end);
-        }
+        for (u32 i = 0; i < BATCH; ++i) v[i] = gather::load<T, ALIGNED>(first + i64(order.token[k + i]) * rows.stride, column, end);
 #pragma unroll
-        for (u32 i = 0; i < BATCH; ++i) {
-            const u32 at = tokens.w[i / 2] >> i % 2 * 16 & 0xffffu;
-            gather::add_scaled<T>(sum, order.gradient[at], v[i]);
-        }
+        for (u32 i = 0; i < BATCH; ++i) gather::add_scaled<T>(sum, order.gradient[order.token[k + i]], v[i]);
     }
-    if (k < count) {                             // this group has the last, short batch
-        Vec16 v[BATCH];
+    if (k >= count) return;
+    Vec16 v[BATCH];                              // this group has the last, short batch
 #pragma unroll
-        for (u32 i = 0; i < BATCH; ++i) {
-            v[i] = {};
-            if (k + i < count) v[i] = gather::load<T, ALIGNED>(first + i64(order.token[k + i]) * rows.stride, column, end);
-        }
-#pragma unroll
-        for (u32 i = 0; i < BATCH; ++i)
-            if (k + i < count) gather::add_scaled<T>(sum, order.gradient[order.token[k + i]], v[i]);
+    for (u32 i = 0; i < BATCH; ++i) {
+        v[i] = {};
+        if (k + i < count) v[i] = gather::load<T, ALIGNED>(first + i64(order.token[k + i]) * rows.stride, column, end);
     }
+#pragma unroll
+    for (u32 i = 0; i < BATCH; ++i)
+        if (k + i < count) gather::add_scaled<T>(sum, order.gradient[order.token[k + i]], v[i]);
 }
 
 // The sums of a list at columns first .. first + GROUP * VECTOR, left in `sum` of thread t < GROUP for column first + t * VECTOR, and

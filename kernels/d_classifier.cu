@@ -27,7 +27,7 @@ constexpr u32 THREADS = 256;
 constexpr u32 CLASSES = 16;                      // of a block
 constexpr u32 WARP_CLASSES = CLASSES / (THREADS / 32);
 constexpr u32 GROUP = 64;                        // threads that share a popular class's columns
-constexpr u32 PARTS = 4;                         // vectors of a lane, of a class that a warp holds
+template <bool ALIGNED> constexpr u32 PARTS = ALIGNED ? 2 : 1;       // vectors of a lane, of a class that a warp holds
 
 template <class T, bool ALIGNED> __device__ __forceinline__ void popular_classes(const LceArgs& a, u32 blocks) {
     constexpr u32 SPAN = GROUP * VECTOR<T>;      // columns of an item
@@ -78,12 +78,12 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void warp_classes(co
             put_zeros(a.d_classifier, offset, hidden);
             continue;
         }
-        for (u32 slab = 0; slab < hidden; slab += PARTS * 32 * VECTOR<T>) {
+        for (u32 slab = 0; slab < hidden; slab += PARTS<ALIGNED> * 32 * VECTOR<T>) {
             const u32 column = slab + lane * VECTOR<T>;
-            float sums[PARTS][VECTOR<T>] = {};
-            column_sum::add_list<T, ALIGNED, PARTS>(sums, rows, entry, list.count, column, hidden);
+            float sums[PARTS<ALIGNED>][VECTOR<T>] = {};
+            column_sum::add_list<T, ALIGNED, PARTS<ALIGNED>>(sums, rows, entry, list.count, column, hidden);
 #pragma unroll
-            for (u32 part = 0; part < PARTS; ++part) {
+            for (u32 part = 0; part < PARTS<ALIGNED>; ++part) {
                 const u32 at = column + part * 32 * VECTOR<T>;
                 if (at >= hidden) continue;
                 column_sum::finish(a, sums[part], weight, at, hidden);
@@ -108,6 +108,6 @@ template <class T> __device__ __forceinline__ void d_classifier(const LceArgs& a
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_classifier_f32(const __grid_constant__ LceArgs a) { d_classifier<float>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_classifier_f16(const __grid_constant__ LceArgs a) { d_classifier<f16>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_classifier_bf16(const __grid_constant__ LceArgs a) { d_classifier<bf16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) lce_d_classifier_f32(const __grid_constant__ LceArgs a) { d_classifier<float>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) lce_d_classifier_f16(const __grid_constant__ LceArgs a) { d_classifier<f16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) lce_d_classifier_bf16(const __grid_constant__ LceArgs a) { d_classifier<bf16>(a); }

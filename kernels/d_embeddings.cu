@@ -2,8 +2,8 @@
 //
 //     grid (N, ceil(D / 1024)): a block owns a token and a share of the columns; a thread 8 columns, in 16-byte vectors
 //
-// What bounds it: gathered rows of C, N k D elements, from L2 or HBM. A thread has 8 vectors in flight, so that about 2000 threads
-// of an SM keep 128 KiB on their way. The longest row is the tail: 1 / eps entries, 8 at a time. Rows of the exact path are left to it.
+// What bounds it: gathered rows of C, N k D elements, from L2 or HBM. A thread has 8 vectors in flight: 7 blocks of an SM keep
+// 112 KiB on their way. The longest row is the tail: about 1 / eps entries, 8 at a time. Rows of the exact path are left to it.
 #include "abi.h"
 #include "gather.cuh"
 #include "gradient.cuh"
@@ -18,9 +18,9 @@ using prim::Vec16;
 
 constexpr u32 THREADS = 128;
 constexpr u32 STAGED = THREADS;                  // entries whose gradients are computed at a time, one a thread
-constexpr u32 IN_FLIGHT = 8;                     // vectors that a thread waits for at once
 template <class T> constexpr u32 PARTS = 8 / VECTOR<T>;              // vectors of a thread
-template <class T> constexpr u32 BATCH = IN_FLIGHT / PARTS<T>;       // entries in flight
+// Entries in flight: 8 vectors at once; unaligned rows come element by element, and need the registers.
+template <class T, bool ALIGNED> constexpr u32 BATCH = ALIGNED ? 8 / PARTS<T> : 1;
 
 struct Smem {
     i64 row[STAGED];                             // offset of the entry's row of C
@@ -32,9 +32,9 @@ template <class T> using Sums = float[PARTS<T>][VECTOR<T>];
 // Adds staged entries [first, first + BATCH), or, with TAIL, the `count` of them that there are.
 template <class T, bool ALIGNED, bool TAIL>
 __device__ __forceinline__ void add_batch(Sums<T>& sums, const Smem& smem, const T* classifier, u32 first, u32 count, u32 column, u32 end) {
-    Vec16 v[BATCH<T>][PARTS<T>];
+    Vec16 v[BATCH<T, ALIGNED>][PARTS<T>];
 #pragma unroll
-    for (u32 k = 0; k < BATCH<T>; ++k) {
+    for (u32 k = 0; k < BATCH<T, ALIGNED>; ++k) {
         if (TAIL && k >= count) continue;
         const T* row = classifier + smem.row[first + k];
 #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void add_batch(Sums<T>& sums, const Smem& smem, const
             v[k][part] = gather::load<T, ALIGNED>(row, column + part * THREADS * VECTOR<T>, end);
     }
 #pragma unroll
-    for (u32 k = 0; k < BATCH<T>; ++k) {
+    for (u32 k = 0; k < BATCH<T, ALIGNED>; ++k) {
         if (TAIL && k >= count) continue;
         const float g = smem.gradient[first + k];
 #pragma unroll
@@ -72,7 +72,7 @@ __device__ __forceinline__ void sum_row(const LceArgs& a, u32 row, const LceCoef
         }
         __syncthreads();
         u32 k = 0;
-        for (; k + BATCH<T> <= staged; k += BATCH<T>) add_batch<T, ALIGNED, false>(sums, smem, classifier, k, BATCH<T>, column, end);
+        for (; k + BATCH<T, ALIGNED> <= staged; k += BATCH<T, ALIGNED>) add_batch<T, ALIGNED, false>(sums, smem, classifier, k, BATCH<T, ALIGNED>, column, end);
         if (k < staged) add_batch<T, ALIGNED, true>(sums, smem, classifier, k, staged - k, column, end);
     }
 
@@ -120,6 +120,6 @@ template <class T> __device__ __forceinline__ void d_embeddings(const LceArgs& a
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_embeddings_f32(const __grid_constant__ LceArgs a) { d_embeddings<float>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_embeddings_f16(const __grid_constant__ LceArgs a) { d_embeddings<f16>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS) lce_d_embeddings_bf16(const __grid_constant__ LceArgs a) { d_embeddings<bf16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_f32(const __grid_constant__ LceArgs a) { d_embeddings<float>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_f16(const __grid_constant__ LceArgs a) { d_embeddings<f16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_bf16(const __grid_constant__ LceArgs a) { d_embeddings<bf16>(a); }
