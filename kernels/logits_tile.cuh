@@ -137,19 +137,18 @@ template <class T, bool ALIGNED> struct Loader {
 };
 
 // ---- from shared memory to products ---------------------------------------------------------------------------------
-// Addresses of this lane in a stage: of its row of A's first 16 x 32 byte fragment, and of B's first two 8 x 32 byte ones.
+// Addresses of this lane in a stage, of the first k of a step: of A's first 16 x 32 byte fragment and of B's first two 8 x 32
+// byte ones. The second k lies two chunks on, which the swizzle turns into an exclusive or.
 struct FragmentOffsets {
-    u32 rows[2], classes[2];                 // of either k of a step
+    u32 rows, classes;
 
     __device__ __forceinline__ FragmentOffsets() {
         const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-        for (u32 k = 0; k < 2; ++k) {
-            rows[k] = swizzled(warp / WARPS_V * WARP_N + lane % 16, 2 * k + lane / 16);
-            classes[k] = swizzled(warp % WARPS_V * WARP_V + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2);
-        }
+        rows = swizzled(warp / WARPS_V * WARP_N + lane % 16, lane / 16);
+        classes = swizzled(warp % WARPS_V * WARP_V + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
 };
+constexpr u32 MMA_K_BYTES = 2 * CHUNK_BYTES;
 
 // x = hi + lo, either of tf32's 11 bits; what is lost is below 2^-22 |x|.
 __device__ __forceinline__ void split_tf32(u32 x, u32& hi, u32& lo) {
@@ -166,40 +165,46 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MMA_N][MMA_V][4], con
 #pragma unroll
         for (u32 n = 0; n < MMA_V; n += 2) {
             u32 pair[4];
-            prim::ldmatrix_x4(pair, classes + at.classes[k] + n * 8 * STEP_BYTES);
+            prim::ldmatrix_x4(pair, classes + (at.classes ^ k * MMA_K_BYTES) + n * 8 * STEP_BYTES);
             b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2], b[n + 1][1] = pair[3];
         }
-        if constexpr (sizeof(T) == 2) {
 #pragma unroll
-            for (u32 m = 0; m < MMA_N; ++m) {
-                u32 a[4];
-                prim::ldmatrix_x4(a, rows + at.rows[k] + m * 16 * STEP_BYTES);
+        for (u32 m = 0; m < MMA_N; ++m) {
+            u32 a[4];
+            prim::ldmatrix_x4(a, rows + (at.rows ^ k * MMA_K_BYTES) + m * 16 * STEP_BYTES);
 #pragma unroll
-                for (u32 n = 0; n < MMA_V; ++n) prim::mma_m16n8k16<T>(acc[m][n], a, b[n]);
-            }
-        } else {
-            u32 b_lo[MMA_V][2];
+            for (u32 n = 0; n < MMA_V; ++n) prim::mma_m16n8k16<T>(acc[m][n], a, b[n]);
+        }
+    }
+}
+
+// Classes outside, rows inside, so that few fragments are alive at a time beside the accumulators; A's are split twice.
+__device__ __forceinline__ void multiply_step_tf32(float (&acc)[MMA_N][MMA_V][4], const u8* rows, const u8* classes,
+                                                   const FragmentOffsets& at) {
+#pragma unroll 1
+    for (u32 k = 0; k < 2; ++k) {
 #pragma unroll
-            for (u32 n = 0; n < MMA_V; ++n) {
-                split_tf32(b[n][0], b[n][0], b_lo[n][0]);
-                split_tf32(b[n][1], b[n][1], b_lo[n][1]);
-            }
+        for (u32 n = 0; n < MMA_V; n += 2) {
+            u32 pair[4], b[2][2], b_lo[2][2];
+            prim::ldmatrix_x4(pair, classes + (at.classes ^ k * MMA_K_BYTES) + n * 8 * STEP_BYTES);
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) split_tf32(pair[i], b[i / 2][i % 2], b_lo[i / 2][i % 2]);
 #pragma unroll
             for (u32 m = 0; m < MMA_N; ++m) {
                 u32 a[4], a_lo[4];
-                prim::ldmatrix_x4(a, rows + at.rows[k] + m * 16 * STEP_BYTES);
+                prim::ldmatrix_x4(a, rows + (at.rows ^ k * MMA_K_BYTES) + m * 16 * STEP_BYTES);
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) split_tf32(a[i], a[i], a_lo[i]);
 #pragma unroll
-                for (u32 n = 0; n < MMA_V; ++n) {
+                for (u32 h = 0; h < 2; ++h) {
                     // Small terms first. A sum of their own, added in plain f32: tensor cores cut off where f32 rounds, and
                     // three cuts for every eight elements would be a drift of more than a few ulps at D = 1000.
                     float sum[4] = {};
-                    prim::mma_m16n8k8_tf32(sum, a_lo, b[n]);
-                    prim::mma_m16n8k8_tf32(sum, a, b_lo[n]);
-                    prim::mma_m16n8k8_tf32(sum, a, b[n]);
+                    prim::mma_m16n8k8_tf32(sum, a_lo, b[h]);
+                    prim::mma_m16n8k8_tf32(sum, a, b_lo[h]);
+                    prim::mma_m16n8k8_tf32(sum, a, b[h]);
 #pragma unroll
-                    for (u32 i = 0; i < 4; ++i) acc[m][n][i] += sum[i];
+                    for (u32 i = 0; i < 4; ++i) acc[m][n + h][i] += sum[i];
                 }
             }
         }
@@ -233,7 +238,11 @@ __device__ __forceinline__ void for_each_tile(const LceProblem& problem, Ring& r
             __syncthreads();                 // this step's copies have landed for all, and the last step's stage is free
             if (step == 0) tile_start(tile);
             loader.next();
-            multiply_step<T>(acc, ring.rows[stage], ring.classes[stage], at);
+            if constexpr (sizeof(T) == 4) {
+                multiply_step_tf32(acc, ring.rows[stage], ring.classes[stage], at);
+            } else {
+                multiply_step<T>(acc, ring.rows[stage], ring.classes[stage], at);
+            }
             stage = (stage + 1) % STAGES;
         }
         tile_done(tile, acc);
