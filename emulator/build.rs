@@ -13,8 +13,20 @@ const RUNTIME: &[&str] = &["-std=c++20", "-O2", "-g", "-fPIC", "-fvisibility=hid
 // The compiler tells every load and store to the emulator's own callbacks; no sanitizer library is linked. No contraction: what
 // the source says is what is computed, as far as a host can.
 const KERNEL: &[&str] = &[
-    "-std=c++20", "-x", "c++", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fsanitize=thread,undefined",
-    "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-tsan",
+    "-std=c++20",
+    "-x",
+    "c++",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fsanitize=thread,undefined",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+    "-Wno-tsan",
 ];
 
 /// One call of the compiler, and the hash of all that it reads.
@@ -49,14 +61,17 @@ fn main() {
             units.push(unit(&out, folder, &source, flags, &[], (fs::read(&source).unwrap(), &headers)));
         }
     }
-    let includes: Vec<String> =
-        [here.join("include"), kernels.clone(), kernels.join("prim")].iter().map(|p| format!("-I{}", p.display())).collect();
+    let includes: Vec<String> = [here.join("include"), kernels.clone(), kernels.join("prim")]
+        .iter()
+        .map(|p| format!("-I{}", p.display()))
+        .collect();
     for (folder, tag) in [(kernels, "kernel"), (here.join("kernels"), "example")] {
         for source in files(&folder, "cu") {
             let expanded = preprocess(&source, &includes);
             let found = find_kernels(&expanded);
             let wrapper = out.join(format!("{tag}-{}.cpp", source.file_stem().unwrap().to_str().unwrap()));
-            let exports: String = found.iter().map(|(name, bounds)| format!("EMU_EXPORT({name}, {bounds});\n")).collect();
+            let exports: String =
+                found.iter().map(|(name, bounds)| format!("EMU_EXPORT({name}, {bounds});\n")).collect();
             let text = format!("#include \"{}\"\n#include \"export.hpp\"\n{exports}", source.display());
             write_if_changed(&wrapper, &text);
             units.push(unit(&out, tag, &wrapper, KERNEL, &includes, (expanded, text)));
@@ -64,18 +79,24 @@ fn main() {
     }
     compile(&units);
 
-    let objects = |nvrtc: bool| units.iter().filter(move |u| u.object.ends_with("driver-nvrtc.o") == nvrtc).map(|u| u.object.clone());
+    let objects = |nvrtc: bool| {
+        units.iter().filter(move |u| u.object.ends_with("driver-nvrtc.o") == nvrtc).map(|u| u.object.clone())
+    };
     link(&libraries, "libcuda.so.1", objects(false), None);
     link(&libraries, "libnvrtc.so.13", objects(true), None);
     // What depends on a library answers for its symbols too.
-    for (name, on) in [("libcuda.so", "libcuda.so.1"), ("libnvrtc.so", "libnvrtc.so.13"), ("libnvrtc.so.12", "libnvrtc.so.13")] {
+    for (name, on) in
+        [("libcuda.so", "libcuda.so.1"), ("libnvrtc.so", "libnvrtc.so.13"), ("libnvrtc.so.12", "libnvrtc.so.13")]
+    {
         link(&libraries, name, std::iter::empty(), Some(on));
     }
 }
 
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
-        .map(|entries| entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == extension)).collect())
+        .map(|entries| {
+            entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == extension)).collect()
+        })
         .unwrap_or_default();
     found.sort();
     found
@@ -89,7 +110,15 @@ fn write_if_changed(path: &Path, text: &str) {
 }
 
 fn compiler() -> Command {
-    cc::Build::new().cpp(true).opt_level(0).debug(false).warnings(false).no_default_flags(true).cargo_metadata(false).get_compiler().to_command()
+    cc::Build::new()
+        .cpp(true)
+        .opt_level(0)
+        .debug(false)
+        .warnings(false)
+        .no_default_flags(true)
+        .cargo_metadata(false)
+        .get_compiler()
+        .to_command()
 }
 
 fn run(mut command: Command) -> Vec<u8> {

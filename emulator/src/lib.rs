@@ -116,7 +116,11 @@ fn open(name: &str, flags: c_int) -> Result<Library, String> {
         // SAFETY: after a failure dlerror returns a C string or null.
         let why = unsafe { dlerror() };
         // SAFETY: as above.
-        return Err(if why.is_null() { format!("cannot load {name}") } else { unsafe { CStr::from_ptr(why) }.to_string_lossy().into() });
+        return Err(if why.is_null() {
+            format!("cannot load {name}")
+        } else {
+            unsafe { CStr::from_ptr(why) }.to_string_lossy().into()
+        });
     }
     Ok(Library(handle))
 }
@@ -131,8 +135,12 @@ fn driver() -> Result<&'static Library, String> {
     DRIVER
         .get_or_init(|| {
             let ours = |name: &str| library_dir().join(name).display().to_string();
-            if open("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD).is_ok() && open(&ours("libcuda.so.1"), RTLD_NOW | RTLD_NOLOAD).is_err() {
-                return Err("another libcuda.so.1 is loaded already: install the emulator before the first CUDA call".into());
+            if open("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD).is_ok()
+                && open(&ours("libcuda.so.1"), RTLD_NOW | RTLD_NOLOAD).is_err()
+            {
+                return Err(
+                    "another libcuda.so.1 is loaded already: install the emulator before the first CUDA call".into()
+                );
             }
             // Whoever asks for one of these names from now on gets the library that is there: the loader compares SONAMEs.
             let driver = open(&ours("libcuda.so.1"), RTLD_NOW | RTLD_GLOBAL)?;
@@ -214,7 +222,16 @@ pub fn counters(kernel: &str) -> Option<Counters> {
         call(name.as_ptr(), raw.as_mut_ptr())
     };
     let [blocks, global_read, global_write, shared_read, shared_write, mma, wgmma, atomics] = raw;
-    (found != 0).then_some(Counters { blocks, global_read, global_write, shared_read, shared_write, mma, wgmma, atomics })
+    (found != 0).then_some(Counters {
+        blocks,
+        global_read,
+        global_write,
+        shared_read,
+        shared_write,
+        mma,
+        wgmma,
+        atomics,
+    })
 }
 
 /// Forgets all counters.
