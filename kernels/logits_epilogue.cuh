@@ -30,7 +30,7 @@ template <u32 PARTS> struct State {
     float weighted[PARTS][BLOCK_N];
     float smooth[PARTS][BLOCK_N];
     u32 argmax[PARTS][BLOCK_N];
-    float bound[BLOCK_N];                    // of the row's log-sum-exp, before this launch
+    float bound[BLOCK_N];                    // of the row's log-sum-exp, before this launch; +inf: capture nothing
     float anchor[BLOCK_N];
     u32 start[BLOCK_N];                      // of the row's walk of random numbers
     u32 target[BLOCK_N];
@@ -296,7 +296,8 @@ public:
                 bool any = false;
 #pragma unroll
                 for (u32 k = 0; k < CLASSES; ++k) any |= may_matter(e[k], row_state.threshold, limit, walk + column(k) * step);
-                if (any) {
+                // Also against a threshold out of reach something may pass where u is next to 0.
+                if (any && state.bound[row(r)] != -softmax::negative_infinity()) {
                     u32 hits = 0;
                     float logit[CLASSES];
 #pragma unroll
