@@ -150,16 +150,20 @@ struct FragmentOffsets {
 };
 constexpr u32 MMA_K_BYTES = 2 * CHUNK_BYTES;
 
-// x = hi + lo, either of tf32's 11 bits; what is lost is below 2^-22 |x|. In the small products hi counts as `partner`, which
-// is 0 where hi is not finite: an infinity times the other's lo may have the wrong sign, and infinity - infinity is NaN.
+// x = hi + lo, either of tf32's 11 bits; what is lost is below 2^-22 |x|.
+__device__ __forceinline__ void split_tf32(u32 x, u32& hi, u32& lo) {
+    hi = prim::to_tf32(prim::bits_f32(x));
+    lo = prim::to_tf32(prim::bits_f32(x) - prim::bits_f32(hi));
+}
+// The same where x may be infinite. In the small products hi counts as `partner`, 0 where hi is not finite: an infinity times
+// the other's lo may have the wrong sign, and infinity - infinity is NaN.
 struct Tf32Pair {
     u32 hi, partner, lo;
     __device__ __forceinline__ explicit Tf32Pair(u32 x) {
-        hi = prim::to_tf32(prim::bits_f32(x));
-        const float value = prim::bits_f32(hi);
-        const bool finite = prim::fabs(value) < prim::bits_f32(0x7f800000);
+        split_tf32(x, hi, lo);
+        const bool finite = prim::fabs(prim::bits_f32(hi)) < prim::bits_f32(0x7f800000);
         partner = finite ? hi : 0;
-        lo = finite ? prim::to_tf32(prim::bits_f32(x) - value) : 0;
+        lo = finite ? lo : 0;
     }
 };
 
