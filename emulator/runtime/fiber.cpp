@@ -1,0 +1,93 @@
+// One fiber per CUDA thread; it runs until the hardware could make it wait.
+#include <sys/mman.h>
+
+#include "state.hpp"
+
+extern "C" void emu_switch(void** save_sp, void* load_sp);     // switch.S
+
+thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emu {
+
+thread_local Worker* me = nullptr;
+
+void to_fiber(Fiber* f) {
+    Worker* w = me;
+    w->current = f;
+    threadIdx = f->tid;
+    emu_switch(&w->sched_sp, f->sp);
+    w->current = nullptr;
+}
+static void to_scheduler() { emu_switch(&me->current->sp, me->sched_sp); }
+void block(const char* what, Site at) {
+    Fiber* f = self();
+    f->blocked = true;
+    f->what = what;
+    f->at = at;
+    me->polls = 0;
+    to_scheduler();
+}
+void yield_polling(const char* what, Site at) {
+    Fiber* f = self();
+    f->what = what;
+    f->at = at;
+    ++me->polls;
+    me->ready.push_back(f);
+    to_scheduler();
+}
+void abandon() {
+    me->abandoned = true;
+    self()->blocked = true;
+    to_scheduler();
+    __builtin_unreachable();
+}
+
+extern "C" void emu_fiber_main() {
+    (*me->launch->entry)(me->launch->params);
+    finish_thread();
+    self()->done = true;
+    me->polls = 0;
+    to_scheduler();
+    __builtin_unreachable();
+}
+
+void prepare(Fiber* f) {
+    if (!f->stack) {
+        char* p = (char*)mmap(nullptr, kStack + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        mprotect(p, kPage, PROT_NONE);
+        f->stack = p + kPage;
+    }
+    uintptr_t top = (uintptr_t)(f->stack + kStack) & ~uintptr_t(15);
+#if defined(__x86_64__)
+    void** sp = (void**)(top - 64);
+    std::memset(sp, 0, 64);
+    sp[6] = (void*)&emu_fiber_main;      // return address; rsp is then 8 mod 16, as at a call
+#else
+    void** sp = (void**)(top - 176);
+    std::memset(sp, 0, 176);
+    sp[11] = (void*)&emu_fiber_main;     // x30
+#endif
+    f->sp = sp;
+    f->done = f->blocked = false;
+    f->copies.clear();
+    f->copy_groups.clear();
+    f->bulk.clear();
+    f->bulk_groups.clear();
+    f->storer = f->regs = -1;
+    f->polled = nullptr;
+    f->polls = 0;
+}
+
+void finish_thread() {
+    Fiber* f = self();
+    if (!f->copies.empty()) report("unwaited cp.async at exit", f->copies[0].at, "thread exits with an uncommitted cp.async");
+    else
+        for (auto& g : f->copy_groups)
+            if (!g.empty()) { report("unwaited cp.async at exit", g[0].at, "thread exits with cp.async groups in flight"); break; }
+    for (auto& g : f->bulk_groups)
+        for (auto* o : g)
+            if (!o->read_done) { report("unwaited bulk store at exit", o->at, "shared memory may vanish before the copy has read it"); break; }
+    if (!f->bulk.empty()) report("uncommitted bulk store at exit", f->bulk[0]->at, "no bulk_commit before the thread exits");
+}
+
+}  // namespace emu

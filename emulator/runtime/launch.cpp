@@ -1,0 +1,274 @@
+// A launch: blocks over OS threads, the scheduler of a block's fibers, what deadlock looks like.
+#include <signal.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "state.hpp"
+
+namespace emu {
+
+EMU_SIMD void vmax(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i]; }
+EMU_SIMD void vmin(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] < b[i] ? a[i] : b[i]; }
+
+Options options_from_env() {
+    Options o;
+    auto is = [](const char* v, const char* s) { return v && !strcmp(v, s); };
+    const char* e = getenv("EMU_ORDER");
+    o.order = is(e, "reverse") ? Schedule::Reverse : is(e, "random") ? Schedule::Random : Schedule::Forward;
+    e = getenv("EMU_ASYNC");
+    o.async = is(e, "eager") ? Async::Eager : is(e, "random") ? Async::Random : Async::Lazy;
+    if ((e = getenv("EMU_SEED"))) o.seed = strtoull(e, nullptr, 10);
+    if ((e = getenv("EMU_WORKERS"))) o.workers = atoi(e);
+    if ((e = getenv("EMU_CHECK"))) o.check = atoi(e);
+    if ((e = getenv("EMU_BANKS"))) o.banks = atoi(e);
+    if ((e = getenv("EMU_SPIN_SECONDS"))) o.spin_seconds = atoi(e);
+    return o;
+}
+void Counters::add(const Counters& o) {
+    blocks += o.blocks; global_read += o.global_read; global_write += o.global_write; shared_read += o.shared_read;
+    shared_write += o.shared_write; mma += o.mma; wgmma += o.wgmma; atomics += o.atomics;
+}
+
+namespace {
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void report_deadlock(const char* kind) {
+    Cta& c = me->cta;
+    std::map<std::string, int> at;
+    for (int i = 0; i < c.threads; ++i) {
+        Fiber* f = me->pool[i].get();
+        if (!f->done) ++at[std::string(f->what) + " at " + where(f->at)];
+    }
+    std::string s;
+    for (auto& [k, v] : at) s += "\n    " + std::to_string(v) + " threads in " + k;
+    for (auto& bar : c.mbars)
+        if (!bar.waiting.empty())
+            s += "\n    mbarrier at smem+" + std::to_string(bar.addr - kSmemBase) + ": phase " + std::to_string(bar.phase) + ", " + std::to_string(bar.pending) +
+                 " of " + std::to_string(bar.count) + " arrivals and " + std::to_string(bar.tx) + " bytes missing";
+    report(kind, "the end", "%d threads can never run again (%d exited):%s", c.alive, c.threads - c.alive, s.c_str());
+}
+}  // namespace
+
+void Worker::run(uint64_t index) {
+    Launch& L = *launch;
+    const int n = L.block.x * L.block.y * L.block.z, warps = (n + 31) / 32;
+    blockIdx = {unsigned(index % L.grid.x), unsigned(index / L.grid.x % L.grid.y), unsigned(index / (uint64_t(L.grid.x) * L.grid.y))};
+    blockDim = {L.block.x, L.block.y, L.block.z};
+    gridDim = {L.grid.x, L.grid.y, L.grid.z};
+    cta = Cta{};
+    cta.block = blockIdx;
+    cta.index = uint32_t(index);
+    cta.threads = n;
+    cta.clocks = n + kMaxWg + kMaxBars + 2 * kMaxStorers;
+    cta.warp_rv.resize(warps);
+    cta.wgs.resize(n / 128);
+    for (int g = 0; g < n / 128; ++g) { cta.wgs[g].who = n + g; cta.wgs[g].entry.reset(cta.clocks); }
+    messages.clear();
+    ++counters.blocks;
+    std::memset(smem, 0xff, std::min(kSmemBase + L.smem + 1024, kSmemBase + kSmemMax));
+    if (L.opt.check) {
+        size_t want = L.smem / 2 + 64;
+        if (cells.size() < want) cells.resize(want);
+        for (size_t i = 0; i < want; ++i) {
+            Cell& k = cells[i];
+            k.init = k.by_async = k.atomic = false;
+            k.inflight = k.w_who = 0;
+            k.w_clk = 0;
+            k.w_pc = nullptr;
+            k.readers.clear();
+        }
+    }
+    while ((int)pool.size() < n) pool.push_back(std::make_unique<Fiber>());
+    ready.clear();
+    for (int i = 0; i < n; ++i) {
+        Fiber* f = pool[i].get();
+        prepare(f);
+        f->id = i;
+        f->lane = i % 32;
+        f->warp = i / 32;
+        f->tid = {unsigned(i) % L.block.x, unsigned(i) / L.block.x % L.block.y, unsigned(i) / (L.block.x * L.block.y)};
+        if (L.opt.check || int(f->clock.all.size()) != cta.clocks) f->clock.reset(cta.clocks);
+        f->clock.all[i] = 1;
+        ready.push_back(f);
+    }
+    if (L.opt.order == Schedule::Reverse) std::reverse(ready.begin(), ready.end());
+    abandoned = false;
+    cta.alive = n;
+    polls = 0;
+    uint64_t seen_progress = 0;
+    double since = 0;
+    while (cta.alive && !L.stop) {
+        if (ready.empty()) {
+            polls = 0;
+            if (engine_step(L.opt.async == Async::Random)) continue;
+            report_deadlock("deadlock");
+            break;
+        }
+        if (polls == 0) L.progress.fetch_add(1, std::memory_order_relaxed);
+        if (polls > 2 * cta.alive) {                    // nobody in this block does anything but poll
+            if (engine_step(L.opt.async == Async::Random)) { polls = 0; continue; }
+            if (L.progress.load(std::memory_order_relaxed) != seen_progress || since == 0) {
+                seen_progress = L.progress.load(std::memory_order_relaxed);
+                since = seconds();
+            } else if (seconds() - since > L.opt.spin_seconds) {
+                report_deadlock("deadlock (polling)");
+                L.stop = true;
+                break;
+            }
+            if (polls % 64 == 0) std::this_thread::yield();
+        }
+        if (L.opt.async == Async::Random && rng() % 8 == 0) engine_step(true);
+        Fiber* f;
+        if (L.opt.order == Schedule::Random) {
+            size_t i = rng() % ready.size();
+            f = ready[i];
+            ready[i] = ready.back();
+            ready.pop_back();
+        } else {
+            f = ready.front();
+            ready.pop_front();
+        }
+        to_fiber(f);
+        if (f->done) --cta.alive;
+        if (abandoned) { L.stop = true; break; }
+    }
+    if (!L.stop && !cta.alive) {
+        if (!cta.loads.empty()) report("unwaited TMA load at exit", cta.loads[0]->at, "block exits with %zu loads in flight", cta.loads.size());
+        for (auto& g : cta.wgs) if (!g.open.empty() || !g.groups.empty()) report("unwaited wgmma at exit", "the end", "block exits with wgmma in flight");
+        for (auto& s : cta.stores) if (!s->read_done) finish_store(*s);
+    }
+}
+
+// A wild access of a kernel becomes a report; anybody else's goes where it would have gone.
+static struct sigaction previous;
+static void segv(int sig, siginfo_t* info, void* context) {
+    if (me && me->current) {
+#if defined(__x86_64__)
+        const void* pc = (const void*)(((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP] + 1);
+#else
+        const void* pc = (const void*)(((ucontext_t*)context)->uc_mcontext.pc + 1);
+#endif
+        uintptr_t stack = (uintptr_t)me->current->stack, a = (uintptr_t)info->si_addr;
+        if (stack - a <= kPage) report("stack overflow", pc, "more than %zu KiB of locals", kStack / 1024);
+        else report("illegal address", pc, "access at %p", info->si_addr);
+        abandon();
+    }
+    if (previous.sa_flags & SA_SIGINFO) previous.sa_sigaction(sig, info, context);
+    else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) previous.sa_handler(sig);
+    else sigaction(sig, &previous, nullptr);
+}
+static void catch_faults() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        struct sigaction sa{};
+        sa.sa_sigaction = segv;
+        sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigaction(SIGSEGV, &sa, &previous);
+    });
+    thread_local std::vector<char> mine;
+    stack_t now{};
+    sigaltstack(nullptr, &now);
+    if (!(now.ss_flags & SS_DISABLE) && now.ss_size >= 64 * 1024) return;
+    if (mine.empty()) {
+        // never freed: the thread may fault after its destructors ran
+        char* p = (char*)mmap(nullptr, 64 * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        stack_t ss{};
+        ss.ss_size = 64 * 1024;
+        ss.ss_sp = p;
+        sigaltstack(&ss, nullptr);
+        mine.resize(1);
+    }
+}
+
+static std::unique_ptr<Worker> new_worker() {
+    auto w = std::make_unique<Worker>();
+    size_t len = (kSmemBase + kSmemMax + kPage - 1) / kPage * kPage;
+    char* p = (char*)mmap(nullptr, len + 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(p, kPage, PROT_NONE);
+    mprotect(p + kPage + len, kPage, PROT_NONE);
+    w->smem = p + kPage;
+    return w;
+}
+
+static std::mutex kernels_mutex;
+static std::map<std::string, Entry>& kernels() { static std::map<std::string, Entry> k; return k; }
+void add_kernel(const char* name, void (*e)(void**), size_t) { kernels()[name] = e; }
+void add_entry(const char* name, Entry e) { std::lock_guard<std::mutex> lock(kernels_mutex); kernels()[name] = std::move(e); }
+Entry find_kernel(const char* name) {
+    std::lock_guard<std::mutex> lock(kernels_mutex);
+    auto it = kernels().find(name);
+    return it == kernels().end() ? nullptr : it->second;
+}
+std::vector<std::string> kernel_names() {
+    std::lock_guard<std::mutex> lock(kernels_mutex);
+    std::vector<std::string> names;
+    for (auto& [n, e] : kernels()) names.push_back(n);
+    return names;
+}
+
+Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, size_t smem, void** params) {
+    if (!entry) return {"[launch] no such kernel\n"};
+    size_t n = size_t(block.x) * block.y * block.z;
+    if (smem > kSmemMax) return {"[launch] " + std::to_string(smem) + " bytes of shared memory\n"};
+    if (n == 0 || n > 1024) return {"[launch] " + std::to_string(n) + " threads per block\n"};
+    if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) return {"[launch] bad grid\n"};
+    Launch L;
+    L.grid = grid; L.block = block; L.smem = smem; L.entry = &entry; L.params = params; L.opt = opt;
+    L.id = begin_launch();
+    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    auto work = [&](int index) {
+        static std::mutex idle_mutex;
+        static auto& idle = *new std::vector<std::unique_ptr<Worker>>;
+        std::unique_ptr<Worker> cached;
+        {
+            std::lock_guard<std::mutex> lock(idle_mutex);
+            if (!idle.empty()) { cached = std::move(idle.back()); idle.pop_back(); }
+        }
+        if (!cached) cached = new_worker();
+        catch_faults();
+        Worker& w = *cached;
+        me = &w;
+        w.launch = &L;
+        w.rng.seed(opt.seed * 7919 + index);
+        if (opt.cooperative) w.run(uint64_t(index));
+        else for (uint64_t i; !L.stop && (i = L.next.fetch_add(1)) < blocks;) w.run(i);
+        {
+            std::lock_guard<std::mutex> lock(L.mutex);
+            if (opt.banks) {
+                w.banks.flush();
+                for (auto& [k, v] : w.banks.by_pc) { auto& x = L.banks.by_pc[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+                for (auto& [k, v] : w.banks.by_site) { auto& x = L.banks.by_site[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+                w.banks = Banks{};
+            }
+            L.counters.add(w.counters);
+            w.counters = Counters{};
+        }
+        w.cta = Cta{};
+        w.launch = nullptr;
+        me = nullptr;
+        std::lock_guard<std::mutex> lock(idle_mutex);
+        idle.push_back(std::move(cached));
+    };
+    const int workers = opt.cooperative ? int(blocks) : std::max(1, opt.workers);
+    if (workers <= 1) work(0);
+    else {
+        std::vector<std::thread> t;
+        for (int i = 0; i < workers; ++i) t.emplace_back(work, i);
+        for (auto& x : t) x.join();
+    }
+    end_launch();
+    Report r{L.text};
+    r.counters = L.counters;
+    std::map<std::string, Banks::Line> lines;
+    for (auto& [k, v] : L.banks.by_pc) { auto& x = lines[where(k)]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+    for (auto& [k, v] : L.banks.by_site) { auto& x = lines[where(Site{k.first, k.second}) + " matrix"]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+    for (auto& [k, v] : lines) r.banks.push_back({k, v.phases, v.wavefronts});
+    return r;
+}
+
+}  // namespace emu
