@@ -164,8 +164,10 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) {
             const u32 mine = row(owned_row<ROWS>(k));
+            rose[k] = false;
+            if (!is_owner<ROWS>()) continue;
             const float old = state.row[part][mine].max;
-            rose[k] = is_owner<ROWS>() && largest[k] > old;
+            rose[k] = largest[k] > old;
             if (!rose[k]) continue;
             if (old > softmax::negative_infinity()) {
                 // With a maximum of +inf the step is -inf and the row NaN, as it should be.
