@@ -10,6 +10,7 @@
 
 #include "abi.h"
 #include "gather.cuh"
+#include "logit_map.cuh"
 
 namespace column_sum {
 
@@ -40,10 +41,6 @@ __device__ __forceinline__ List list_of(const LceArgs& a, u32 class_index) {
     if (a.backward.column_begin == nullptr) return {nullptr, 0};
     const u32 begin = a.backward.column_begin[class_index], end = a.backward.column_begin[class_index + 1];
     return {a.backward.column_entries + begin, end - begin};
-}
-
-__device__ __forceinline__ float class_weight(const LceProblem& p, u32 class_index) {
-    return p.class_weights == nullptr ? 1.0f : p.class_weights[class_index];
 }
 
 __device__ __forceinline__ f64 warp_sum(f64 x) {
@@ -223,7 +220,7 @@ __device__ __forceinline__ void add_to_tile(
         const List list = list_of(a, first_class + c);
         const bool dense = a.backward.spread_sum != nullptr || a.backward.spread_total != nullptr;
         if (list.count > WARP_LIST || (list.count == 0 && !dense)) continue;
-        const float weight = class_weight(a.problem, first_class + c);
+        const float weight = logit_map::class_weight(a.problem, first_class + c);
         const LceEntry entry = sorted(list);
         for (u32 column0 = begin; column0 < end; column0 += 32 * VECTOR<T>) {
             const u32 column = column0 + threadIdx.x % 32 * VECTOR<T>;
@@ -242,7 +239,7 @@ __device__ __forceinline__ void add_to_tile(
     for (u32 c = 0; c < classes; ++c) {
         const List list = list_of(a, first_class + c);
         if (list.count <= WARP_LIST) continue;
-        const float weight = class_weight(a.problem, first_class + c);
+        const float weight = logit_map::class_weight(a.problem, first_class + c);
         for (u32 column0 = begin; column0 < end || column0 == begin; column0 += 128) {
             float sum[VECTOR<T>];
             const f64 bias_sum = popular_sum<T, ALIGNED, THREADS, GROUP>(sum, order, rows, list, column0, end);

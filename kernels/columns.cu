@@ -7,6 +7,7 @@
 // Slots within a list are given out by atomics and mean nothing: who sums a list puts it in token order first (column_sum.cuh).
 // Each popular class is a counter that up to N rows add to; the adds are spread over time by the rows' other work.
 #include "abi.h"
+#include "block_scan.cuh"
 #include "column_sum.cuh"
 #include "gradient.cuh"
 
@@ -27,30 +28,7 @@ __device__ __forceinline__ RowList row_list(const LceArgs& a, u32 row) {
 }
 
 // ---- scan ---------------------------------------------------------------------------------------------------------------
-struct ScanSmem { u32 warp[THREADS / 32]; u32 total; };
-
-// Sum of `own` over the threads before this one; the sum over all is left in smem.total until the next call.
-__device__ __forceinline__ u32 scan_block(ScanSmem& smem, u32 own) {
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 through = own;
-#pragma unroll
-    for (u32 delta = 1; delta < 32; delta *= 2) {
-        const u32 below = prim::shfl_up(through, delta);
-        if (lane >= delta) through += below;
-    }
-    __syncthreads();                             // the call before has been used
-    if (lane == 31) smem.warp[warp] = through;
-    __syncthreads();
-    u32 before = 0, total = 0;
-#pragma unroll
-    for (u32 w = 0; w < THREADS / 32; ++w) {
-        if (w < warp) before += smem.warp[w];
-        total += smem.warp[w];
-    }
-    if (threadIdx.x == 0) smem.total = total;
-    __syncthreads();
-    return before + through - own;
-}
+using ScanSpace = block::ScanSpace<THREADS>;
 
 // The thread's PER_THREAD values of a block's SCAN, 0 beyond `count`.
 __device__ __forceinline__ u32 load_share(u32 (&values)[PER_THREAD], const u32* from, u32 first, u32 count) {
@@ -74,38 +52,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_column_count(const __g
 extern "C" __global__ void __launch_bounds__(THREADS) lce_column_scan_a(const __grid_constant__ LceArgs a) {
     u32 values[PER_THREAD];
     const u32 sum = load_share(values, a.backward.column_begin + 1, blockIdx.x * SCAN + threadIdx.x * PER_THREAD, a.problem.vocab);
-    ScanSmem& smem = prim::shared_memory<ScanSmem>();
-    scan_block(smem, sum);
-    if (threadIdx.x == 0) a.backward.column_block_sum[blockIdx.x] = smem.total;
+    u32 total;
+    block::exclusive_scan<THREADS>(prim::shared_memory<ScanSpace>(), sum, total);
+    if (threadIdx.x == 0) a.backward.column_block_sum[blockIdx.x] = total;
 }
 
 // <1, 256>: entries before each block.
 extern "C" __global__ void __launch_bounds__(THREADS) lce_column_scan_b(const __grid_constant__ LceArgs a) {
-    ScanSmem& smem = prim::shared_memory<ScanSmem>();
+    ScanSpace& space = prim::shared_memory<ScanSpace>();
     const u32 blocks = (a.problem.vocab + SCAN - 1) / SCAN;
     u32* sums = a.backward.column_block_sum;
     u32 carry = 0;
     for (u32 base = 0; base < blocks; base += SCAN) {
-        u32 values[PER_THREAD];
+        u32 values[PER_THREAD], total;
         const u32 first = base + threadIdx.x * PER_THREAD;
-        u32 before = carry + scan_block(smem, load_share(values, sums, first, blocks));
+        u32 before = carry + block::exclusive_scan<THREADS>(space, load_share(values, sums, first, blocks), total);
 #pragma unroll
         for (u32 i = 0; i < PER_THREAD; ++i) {
             if (first + i < blocks) sums[first + i] = before;
             before += values[i];
         }
-        carry += smem.total;
+        carry += total;
     }
     if (threadIdx.x == 0) sums[blocks] = 0;      // of popular classes
 }
 
 // <ceil(V / 4096), 256>: entries before each class.
 extern "C" __global__ void __launch_bounds__(THREADS) lce_column_scan_c(const __grid_constant__ LceArgs a) {
-    ScanSmem& smem = prim::shared_memory<ScanSmem>();
+    ScanSpace& space = prim::shared_memory<ScanSpace>();
     const u32 vocab = a.problem.vocab, first = blockIdx.x * SCAN + threadIdx.x * PER_THREAD;
     u32* popular = &a.backward.column_block_sum[(vocab + SCAN - 1) / SCAN];
-    u32 values[PER_THREAD];
-    u32 before = scan_block(smem, load_share(values, a.backward.column_begin + 1, first, vocab)) + a.backward.column_block_sum[blockIdx.x];
+    u32 values[PER_THREAD], total;
+    const u32 own = load_share(values, a.backward.column_begin + 1, first, vocab);
+    u32 before = a.backward.column_block_sum[blockIdx.x] + block::exclusive_scan<THREADS>(space, own, total);
 #pragma unroll
     for (u32 i = 0; i < PER_THREAD; ++i) {
         if (first + i < vocab) a.backward.column_begin[first + i + 1] = before;

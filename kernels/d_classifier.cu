@@ -12,6 +12,7 @@
 #include "abi.h"
 #include "column_sum.cuh"
 #include "gather.cuh"
+#include "logit_map.cuh"
 #include "sink.cuh"
 
 namespace {
@@ -40,7 +41,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void popular_classes
     u32 slot = blockIdx.x / spans, span = blockIdx.x % spans;
     for (; slot < popular; slot += blocks / spans + (span + blocks % spans >= spans), span = (span + blocks % spans) % spans) {
         const u32 class_index = a.backward.popular_classes[slot], first = span * SPAN;
-        const float weight = column_sum::class_weight(a.problem, class_index);
+        const float weight = logit_map::class_weight(a.problem, class_index);
         float sum[VECTOR<T>];
         const List list = column_sum::list_of(a, class_index);
         const f64 bias = column_sum::popular_sum<T, ALIGNED, THREADS, GROUP>(sum, order, rows, list, first, end);
@@ -66,7 +67,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void warp_classes(co
     for (u32 class_index = first; class_index < first + WARP_CLASSES && class_index < a.problem.vocab; ++class_index) {
         const List list = column_sum::list_of(a, class_index);
         if (list.count > column_sum::WARP_LIST) continue;
-        const float weight = column_sum::class_weight(a.problem, class_index);
+        const float weight = logit_map::class_weight(a.problem, class_index);
         const LceEntry entry = column_sum::sorted(list);
         if (a.d_bias.mode != SINK_SKIP) {
             const f64 bias = column_sum::warp_sum(f64(entry.value));

@@ -1,25 +1,11 @@
 // From a logit to the gradient of the loss with respect to it, as src/cpu/coefficients.rs and src/cpu/columns.rs have it.
 #pragma once
 
-#include "abi.h"
+#include "filter.cuh"
+#include "logit_map.cuh"
+#include "softmax_state.cuh"
 
 namespace gradient {
-
-// ---- a probability and its logarithm, against the row's maximum: a large common offset cancels exactly -------------------
-__device__ __forceinline__ float probability(const LceRowStatistics& row, float logit) {
-    return prim::expf_accurate(logit - row.max) * row.inverse_sum;
-}
-
-__device__ __forceinline__ float log_probability(const LceRowStatistics& row, float logit) {
-    return (logit - row.max) - row.log_sum;
-}
-
-// dz/dx of z = cap tanh(x / cap).
-__device__ __forceinline__ float softcap_slope(const LceProblem& problem, float logit) {
-    if (problem.softcap == 0.0f) return 1.0f;
-    const float ratio = logit / problem.softcap;
-    return 1.0f - ratio * ratio;
-}
 
 // Nothing upstream of the row: exactly nothing to give back, whatever its logits are.
 __device__ __forceinline__ bool is_zero(const LceCoefficients& c) {
@@ -40,20 +26,18 @@ __device__ __forceinline__ float of_probability(
 __device__ __forceinline__ float of_entry(
     const LceProblem& problem, const LceRowStatistics& row, const LceCoefficients& c, float logit, bool is_target
 ) {
-    const float p = probability(row, logit);
-    // Not fmax: it would turn the NaN of a poisoned row into eps.
-    const float counted = !is_target && problem.filter == FILTER_UNBIASED && p < problem.eps ? problem.eps : p;
-    const float g = of_probability(row, c, counted, log_probability(row, logit));
-    return (is_target ? g - c.target : g) * softcap_slope(problem, logit);
+    const float p = softmax::probability(row, logit), counted = is_target ? p : filter::counted(problem, p);
+    const float g = of_probability(row, c, counted, softmax::log_probability(row, logit));
+    return (is_target ? g - c.target : g) * logit_map::softcap_slope(problem, logit);
 }
 
 // Of any class of a row on the exact path, label smoothing included.
 __device__ __forceinline__ float of_logit(
     const LceProblem& problem, const LceRowStatistics& row, const LceCoefficients& c, float logit, float class_weight, bool is_target
 ) {
-    float g = of_probability(row, c, probability(row, logit), log_probability(row, logit));
+    float g = of_probability(row, c, softmax::probability(row, logit), softmax::log_probability(row, logit));
     if (c.spread != 0.0f) g -= c.spread * class_weight;
-    return (is_target ? g - c.target : g) * softcap_slope(problem, logit);
+    return (is_target ? g - c.target : g) * logit_map::softcap_slope(problem, logit);
 }
 
 }  // namespace gradient

@@ -5,6 +5,7 @@
 //
 // Cut into SUM_PARTS parts whatever their number, each summed in a fixed order. What bounds it: reading C (or E) once.
 #include "abi.h"
+#include "block_scan.cuh"
 #include "gather.cuh"
 
 namespace {
@@ -118,20 +119,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_spread_sum_bf16(const 
 
 // <max(1, ceil(D / 256)), 256>: the parts of both sums, as far as they are there, and the total of the spreads.
 extern "C" __global__ void __launch_bounds__(THREADS) lce_sum_parts(const __grid_constant__ LceArgs a) {
-    struct TotalSmem { f64 sums[THREADS]; };
     sum_parts(a.backward.class_sum_parts, a.backward.class_sum, a.problem.hidden);
     sum_parts(a.backward.spread_sum_parts, a.backward.spread_sum, a.problem.hidden);
 
     if (blockIdx.x != 0 || a.backward.spread_total == nullptr) return;
-    TotalSmem& smem = prim::shared_memory<TotalSmem>();
     const SparseRows rows = {a.saved, a.backward.coefficients};
     f64 sum = 0.0;
 #pragma unroll 4
     for (u32 row = threadIdx.x; row < a.saved.header->num_rows; row += THREADS) sum += f64(rows(row).factor);
-    smem.sums[threadIdx.x] = sum;
-    for (u32 half = THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) smem.sums[threadIdx.x] += smem.sums[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) a.backward.spread_total[0] = float(smem.sums[0]);
+    sum = block::sum<THREADS>(prim::shared_memory<block::SumSpace<THREADS>>(), sum);
+    if (threadIdx.x == 0) a.backward.spread_total[0] = float(sum);
 }
