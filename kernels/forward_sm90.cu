@@ -93,9 +93,9 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
     schedule.num_tiles = a.args.num_tiles;
     schedule.most_shares = a.args.splits;
 
-    // Registers: 168 x 384 at the launch, 24 x 128 + 240 x 256 from here on.
+    // Registers: 168 x 384 at the launch, 40 x 128 + 232 x 256 from here on.
     if (threadIdx.x < WARPGROUP) {
-        prim::setmaxnreg_dec<24>();
+        prim::setmaxnreg_dec<40>();
         if (threadIdx.x == 0) {
             Cursor at;
             schedule.for_each_item([&](const Item& item) {
@@ -103,7 +103,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
             });
         }
     } else {
-        prim::setmaxnreg_inc<240>();
+        prim::setmaxnreg_inc<232>();
         consume<T, CLUSTER>(a.args, smem, schedule, rank);
     }
     // No block leaves while another may still write into its shared memory.

@@ -118,13 +118,12 @@ __device__ __forceinline__ u64 descriptor(const u8* tile) {
     return u64(prim::smem_addr(tile) & 0x3ffff) >> 4 | u64(1024 >> 4) << 32 | u64(1) << 62;
 }
 
+// By a warp: stage has been read. In a cluster lane r tells block r.
 template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
-    if (threadIdx.x % 32 != 0) return;
-    if constexpr (CLUSTER == 1) {
-        prim::mbarrier_arrive(&ring.empty[stage]);
-    } else {
-        for (u32 rank = 0; rank < CLUSTER; ++rank) prim::mbarrier_arrive_cluster(&ring.empty[stage], rank);
-    }
+    const u32 lane = threadIdx.x % 32;
+    if (lane >= CLUSTER) return;
+    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
+    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
 }
 
 // One tile, by a consumer. Two groups of products are in flight: a stage is released when the next one's have been issued and
