@@ -79,6 +79,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
     static constexpr u32 TILE_V = PARTS * 8 * C;
     using State = epilogue::State<PARTS, TILE_V, STATE_ROWS>;
     static constexpr u32 CHUNK = CLASSES < 32 ? CLASSES : 32;   // classes whose exponentials are alive at a time
+    static constexpr u32 GROUP = 8;          // classes that are looked at again if any of them is a candidate
 
     const LceArgs& a;
     State& state;
@@ -109,23 +110,23 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
         }
         if (p.softcap > 0.0f) {
             const float inverse = state.inverse_softcap;
-            constexpr u32 GROUP = CLASSES < 16 ? CLASSES : 16;   // logits that decide together whether any of them is large
+            constexpr u32 TOGETHER = CLASSES < 16 ? CLASSES : 16;   // logits that decide whether any of them is large
 #pragma unroll
             for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
-                for (u32 begin = 0; begin < CLASSES; begin += GROUP) {
+                for (u32 begin = 0; begin < CLASSES; begin += TOGETHER) {
                     bool any_large = false;
 #pragma unroll
-                    for (u32 k = begin; k < begin + GROUP; ++k) {
+                    for (u32 k = begin; k < begin + TOGETHER; ++k) {
                         at(acc, r, k) *= inverse;
                         any_large |= logit_map::is_large(at(acc, r, k));
                     }
                     if (any_large) {
 #pragma unroll
-                        for (u32 k = begin; k < begin + GROUP; ++k) at(acc, r, k) = p.softcap * logit_map::tanh(at(acc, r, k));
+                        for (u32 k = begin; k < begin + TOGETHER; ++k) at(acc, r, k) = p.softcap * logit_map::tanh(at(acc, r, k));
                     } else {
 #pragma unroll
-                        for (u32 k = begin; k < begin + GROUP; ++k) at(acc, r, k) = p.softcap * logit_map::tanh_of_small(at(acc, r, k));
+                        for (u32 k = begin; k < begin + TOGETHER; ++k) at(acc, r, k) = p.softcap * logit_map::tanh_of_small(at(acc, r, k));
                     }
                 }
             }
@@ -337,25 +338,34 @@ public:
                         if (e[k] != 0.0f) weighted[r] = prim::fma(e[k], at(acc, r, begin + k) - reference, weighted[r]);
                     }
                 }
-                if (a.capture) {
-                    const Test test(row_state.threshold, p.filter == FILTER_UNBIASED);
-                    const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
-                    u32 hits = 0;
+                if (!a.capture) continue;
+                // First only whether any of a few classes passes, which is a predicate, not a mask.
+                const Test test(row_state.threshold, p.filter == FILTER_UNBIASED);
+                const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
+                bool any[CHUNK / GROUP], any_of_all = false;
 #pragma unroll
-                    for (u32 k = 0; k < CHUNK; ++k) {
-                        if (test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP)) hits |= 1u << k;
-                    }
-                    // Also against a threshold out of reach something may pass where u is next to 0.
-                    if (hits != 0 && state.bound[row(r)] != -softmax::negative_infinity()) {
-                        float logit[CHUNK];
+                for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+                    any[g] = false;
 #pragma unroll
-                        for (u32 k = 0; k < CHUNK; ++k) {
-                            logit[k] = at(acc, r, begin + k);
-                            if (first_class + column(begin + k) >= p.vocab) hits &= ~(1u << k);
-                        }
-                        if (hits != 0) push(hits, row(r) + block * STATE_ROWS % BLOCK_N, first_class + column(begin), logit, row_block_of(block));
+                    for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+                    any_of_all |= any[g];
+                }
+                // Also against a threshold out of reach something may pass where u is next to 0.
+                if (!any_of_all || state.bound[row(r)] == -softmax::negative_infinity()) continue;
+                u32 hits = 0;
+                float logit[CHUNK];
+#pragma unroll
+                for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+                    if (!any[g]) continue;
+#pragma unroll
+                    for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
+                        const bool hit = test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+                        hits |= u32(hit && first_class + column(begin + k) < p.vocab) << k;
                     }
                 }
+#pragma unroll
+                for (u32 k = 0; k < CHUNK; ++k) logit[k] = at(acc, r, begin + k);
+                if (hits != 0) push(hits, row(r) + block * STATE_ROWS % BLOCK_N, first_class + column(begin), logit, row_block_of(block));
             }
         }
 
