@@ -112,8 +112,13 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
 
 }  // namespace
 
-#define FORWARD(name, type, cluster) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const __grid_constant__ LceHopperArgs a) { forward<type, cluster>(a); }
+#define FORWARD(name, type) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const __grid_constant__ LceHopperArgs a) { forward<type, 1>(a); }
+// Grids of an even number of blocks. For two row blocks and more.
+#define FORWARD_CLUSTER(name, type) \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1) name(const __grid_constant__ LceHopperArgs a) { forward<type, 2>(a); }
 
-FORWARD(lce_forward_sm90_f16, prim::f16, 1)
-FORWARD(lce_forward_sm90_bf16, prim::bf16, 1)
+FORWARD(lce_forward_sm90_f16, prim::f16)
+FORWARD(lce_forward_sm90_bf16, prim::bf16)
+FORWARD_CLUSTER(lce_forward_sm90_cluster_f16, prim::f16)
+FORWARD_CLUSTER(lce_forward_sm90_cluster_bf16, prim::bf16)

@@ -352,6 +352,8 @@ public:
                 }
                 // Also against a threshold out of reach something may pass where u is next to 0.
                 if (!any_of_all || state.bound[row(r)] == -softmax::negative_infinity()) continue;
+                // The tests again, not their results kept in registers since.
+                const u32 same_walk = prim::opaque(walk);
                 u32 hits = 0;
                 float logit[CHUNK];
 #pragma unroll
@@ -359,7 +361,7 @@ public:
                     if (!any[g]) continue;
 #pragma unroll
                     for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
-                        const bool hit = test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+                        const bool hit = test.passes(e[k], same_walk + column(begin + k) * filter::WEYL_STEP);
                         hits |= u32(hit && first_class + column(begin + k) < p.vocab) << k;
                     }
                 }

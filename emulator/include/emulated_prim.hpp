@@ -9,6 +9,7 @@ using emu::here;
 using emu::Site;
 
 // ---- math -------------------------------------------------------------------------------------------------------------
+inline u32 opaque(u32 x) { return x; }
 inline u32 f32_bits(float x) { return __builtin_bit_cast(u32, x); }
 inline float bits_f32(u32 x) { return __builtin_bit_cast(float, x); }
 inline float to_f32(float x) { return x; }
