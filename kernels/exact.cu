@@ -398,7 +398,6 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceAr
 }  // namespace exact
 
 // ---- entry points: base pointers and row strides of E and C multiples of 16 bytes and D > 0, or _unaligned ---------------------
-#ifndef ONLY
 extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
 lce_exact_f32(const __grid_constant__ LceArgs a) { exact::run<float, true>(a); }
 extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
@@ -411,7 +410,3 @@ extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_S
 lce_exact_f16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::f16, false>(a); }
 extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
 lce_exact_bf16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::bf16, false>(a); }
-#else
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
-lce_x(const __grid_constant__ LceArgs a) { exact::run<ONLY, ONLY_ALIGNED>(a); }
-#endif

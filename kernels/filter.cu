@@ -114,6 +114,7 @@ __device__ __forceinline__ void order_in_warp(const LceArgs& a, u32 row, LceEntr
     float mass = lane < count ? softmax::probability(s, list[lane].value) : 0.0f;
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) mass += prim::shfl_xor(mass, lanes);
+    prim::syncwarp();                        // all have read the statistics
     if (lane == 0) a.saved.statistics[row].kept_mass = mass;
 }
 

@@ -155,6 +155,17 @@ __device__ __forceinline__ void split_tf32(u32 x, u32& hi, u32& lo) {
     hi = prim::to_tf32(prim::bits_f32(x));
     lo = prim::to_tf32(prim::bits_f32(x) - prim::bits_f32(hi));
 }
+// The same where x may be infinite. In the small products hi counts as `partner`, 0 where hi is not finite: an infinity times
+// the other's lo may have the wrong sign, and infinity - infinity is NaN.
+struct Tf32Pair {
+    u32 hi, partner, lo;
+    __device__ __forceinline__ explicit Tf32Pair(u32 x) {
+        split_tf32(x, hi, lo);
+        const bool finite = prim::fabs(prim::bits_f32(hi)) < prim::bits_f32(0x7f800000);
+        partner = finite ? hi : 0;
+        lo = finite ? lo : 0;
+    }
+};
 
 template <class T>
 __device__ __forceinline__ void multiply_step(float (&acc)[MMA_N][MMA_V][4], const u8* rows, const u8* classes,
@@ -178,34 +189,41 @@ __device__ __forceinline__ void multiply_step(float (&acc)[MMA_N][MMA_V][4], con
     }
 }
 
-// Classes outside, rows inside, so that few fragments are alive at a time beside the accumulators; A's are split twice.
+// f32 as three products of tf32.
 __device__ __forceinline__ void multiply_step_tf32(float (&acc)[MMA_N][MMA_V][4], const u8* rows, const u8* classes,
                                                    const FragmentOffsets& at) {
 #pragma unroll 1
     for (u32 k = 0; k < 2; ++k) {
+        u32 b[MMA_V][2], b_partner[MMA_V][2], b_lo[MMA_V][2];
 #pragma unroll
         for (u32 n = 0; n < MMA_V; n += 2) {
-            u32 pair[4], b[2][2], b_lo[2][2];
+            u32 pair[4];
             prim::ldmatrix_x4(pair, classes + (at.classes ^ k * MMA_K_BYTES) + n * 8 * STEP_BYTES);
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) split_tf32(pair[i], b[i / 2][i % 2], b_lo[i / 2][i % 2]);
+            for (u32 i = 0; i < 4; ++i) {
+                const Tf32Pair x(pair[i]);
+                b[n + i / 2][i % 2] = x.hi, b_partner[n + i / 2][i % 2] = x.partner, b_lo[n + i / 2][i % 2] = x.lo;
+            }
+        }
 #pragma unroll
-            for (u32 m = 0; m < MMA_N; ++m) {
-                u32 a[4], a_lo[4];
-                prim::ldmatrix_x4(a, rows + (at.rows ^ k * MMA_K_BYTES) + m * 16 * STEP_BYTES);
+        for (u32 m = 0; m < MMA_N; ++m) {
+            u32 a[4], a_partner[4], a_lo[4];
+            prim::ldmatrix_x4(a, rows + (at.rows ^ k * MMA_K_BYTES) + m * 16 * STEP_BYTES);
 #pragma unroll
-                for (u32 i = 0; i < 4; ++i) split_tf32(a[i], a[i], a_lo[i]);
+            for (u32 i = 0; i < 4; ++i) {
+                const Tf32Pair x(a[i]);
+                a[i] = x.hi, a_partner[i] = x.partner, a_lo[i] = x.lo;
+            }
 #pragma unroll
-                for (u32 h = 0; h < 2; ++h) {
-                    // Small terms first. A sum of their own, added in plain f32: tensor cores cut off where f32 rounds, and
-                    // three cuts for every eight elements would be a drift of more than a few ulps at D = 1000.
-                    float sum[4] = {};
-                    prim::mma_m16n8k8_tf32(sum, a_lo, b[h]);
-                    prim::mma_m16n8k8_tf32(sum, a, b_lo[h]);
-                    prim::mma_m16n8k8_tf32(sum, a, b[h]);
+            for (u32 n = 0; n < MMA_V; ++n) {
+                // Small terms first. A sum of their own, added in plain f32: tensor cores cut off where f32 rounds, and three
+                // cuts for every eight elements would be a drift of more than a few ulps at D = 1000.
+                float sum[4] = {};
+                prim::mma_m16n8k8_tf32(sum, a_lo, b_partner[n]);
+                prim::mma_m16n8k8_tf32(sum, a_partner, b_lo[n]);
+                prim::mma_m16n8k8_tf32(sum, a, b[n]);
 #pragma unroll
-                    for (u32 i = 0; i < 4; ++i) acc[m][n + h][i] += sum[i];
-                }
+                for (u32 i = 0; i < 4; ++i) acc[m][n][i] += sum[i];
             }
         }
     }

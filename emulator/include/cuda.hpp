@@ -3,13 +3,15 @@
 #include <math.h>
 #include "device.hpp"
 
+#ifndef EMU_SCAN          // the build looks for kernels in the preprocessor's output
 #define __global__
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
-#define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define __grid_constant__
 #define __constant__ static const
 #define __restrict__ __restrict

@@ -1,4 +1,4 @@
-// Makes kernels launchable by name: EMU_EXPORT(gemm_sm80);
+// Makes kernels launchable by name: EMU_EXPORT(lce_name, launch bounds...);
 #pragma once
 #include <stddef.h>
 #include <type_traits>
@@ -6,14 +6,20 @@
 #include "device.hpp"
 
 namespace emu {
-void add_kernel(const char* name, void (*entry)(void** params), size_t param_count);
+// bounds: of __launch_bounds__, most threads a block and least blocks an SM, 0 where unsaid
+void add_kernel(const char* name, void (*entry)(void** params), const size_t* param_sizes, size_t params, const int* bounds);
 
 template <auto K> struct Entry_;
 template <class... P, void (*K)(P...)> struct Entry_<K> {
     template <size_t... I> static void call(void** p, std::index_sequence<I...>) { K(*static_cast<std::remove_cv_t<P>*>(p[I])...); }
     static void run(void** p) { call(p, std::index_sequence_for<P...>{}); }
-    static constexpr size_t count = sizeof...(P);
+    static bool add(const char* name, const int (&bounds)[3]) {
+        const size_t sizes[] = {sizeof(P)..., 0};
+        add_kernel(name, &run, sizes, sizeof...(P), bounds);
+        return true;
+    }
 };
-template <auto K> inline bool export_as(const char* name) { add_kernel(name, &Entry_<K>::run, Entry_<K>::count); return true; }
 }  // namespace emu
-#define EMU_EXPORT(kernel) static const bool exported_##kernel = emu::export_as<&kernel>(#kernel)
+#define EMU_EXPORT(kernel, ...)                                \
+    static constexpr int bounds_##kernel[3] = {__VA_ARGS__};   \
+    static const bool exported_##kernel = emu::Entry_<&kernel>::add(#kernel, bounds_##kernel)

@@ -14,6 +14,7 @@ struct Options {
     Async async = Async::Lazy;
     uint64_t seed = 1;
     int workers = 1;         // OS threads that run blocks
+    dim3 cluster = dim3(1, 1, 1);
     bool cooperative = false; // every block has an OS thread of its own, all at once
     bool check = true;
     bool banks = false;      // count shared-memory wavefronts per source line
@@ -35,7 +36,12 @@ struct Report {
     bool ok() const { return text.empty(); }
 };
 
-using Entry = std::function<void(void** params)>;
+struct Entry {
+    std::function<void(void** params)> run;
+    std::vector<size_t> param_sizes = {};
+    int max_threads = 0, min_blocks = 0;                       // of __launch_bounds__; 0: unsaid
+    explicit operator bool() const { return bool(run); }
+};
 void add_entry(const char* name, Entry);                       // replaces one of that name
 int load_ptx(const char* text);                                // adds every .entry under its own name; returns how many, -1 on failure
 Entry find_kernel(const char* name);

@@ -45,7 +45,7 @@ struct Program {
     std::vector<std::pair<Str, int>> params;          // name, offset in the parameter block
     std::vector<int> param_size;
     std::vector<Str> files;
-    int param_bytes = 0;
+    int param_bytes = 0, max_threads = 0;
 };
 struct Acc { std::vector<int> slots; std::vector<float> value; bool dirty = false; };
 struct Thread {
@@ -421,6 +421,7 @@ int load_ptx(const char* text) {
             P.p.param_bytes += size;
         }
         const char* c = strchr(close, '{') + 1;
+        if (const char* most = strstr(close, ".maxntid"); most && most < c) P.p.max_threads = atoi(most + strlen(".maxntid"));
         Site at{"", 0};
         int depth = 1;
         while (depth) {
@@ -481,7 +482,7 @@ int load_ptx(const char* text) {
             }
         programs().push_back(std::make_unique<Program>(std::move(P.p)));
         const Program* prog = programs().back().get();
-        add_entry(prog->name.c_str(), [prog](void** params) { execute(*prog, params); });
+        add_entry(prog->name.c_str(), Entry{[prog](void** params) { execute(*prog, params); }, std::vector<size_t>(prog->param_size.begin(), prog->param_size.end()), prog->max_threads, 0});
         ++count;
         s = c;
     }

@@ -43,7 +43,7 @@ void abandon() {
 }
 
 extern "C" void emu_fiber_main() {
-    (*me->launch->entry)(me->launch->params);
+    me->launch->entry->run(me->launch->params);
     finish_thread();
     self()->done = true;
     me->polls = 0;

@@ -197,12 +197,14 @@ static std::unique_ptr<Worker> new_worker() {
 
 static std::mutex kernels_mutex;
 static std::map<std::string, Entry>& kernels() { static std::map<std::string, Entry> k; return k; }
-void add_kernel(const char* name, void (*e)(void**), size_t) { kernels()[name] = e; }
+void add_kernel(const char* name, void (*e)(void**), const size_t* sizes, size_t params, const int* bounds) {
+    kernels()[name] = Entry{e, std::vector<size_t>(sizes, sizes + params), bounds[0], bounds[1]};
+}
 void add_entry(const char* name, Entry e) { std::lock_guard<std::mutex> lock(kernels_mutex); kernels()[name] = std::move(e); }
 Entry find_kernel(const char* name) {
     std::lock_guard<std::mutex> lock(kernels_mutex);
     auto it = kernels().find(name);
-    return it == kernels().end() ? nullptr : it->second;
+    return it == kernels().end() ? Entry{} : it->second;
 }
 std::vector<std::string> kernel_names() {
     std::lock_guard<std::mutex> lock(kernels_mutex);
@@ -217,6 +219,7 @@ Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, siz
     if (smem > kSmemMax) return {"[launch] " + std::to_string(smem) + " bytes of shared memory\n"};
     if (n == 0 || n > 1024) return {"[launch] " + std::to_string(n) + " threads per block\n"};
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) return {"[launch] bad grid\n"};
+    if (opt.cluster.x * opt.cluster.y * opt.cluster.z != 1) return {"[launch] thread-block clusters are not emulated\n"};
     Launch L;
     L.grid = grid; L.block = block; L.smem = smem; L.entry = &entry; L.params = params; L.opt = opt;
     L.id = begin_launch();

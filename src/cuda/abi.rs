@@ -116,7 +116,7 @@ mirror! {
     LceBackwardScratch {
         coefficients: Address,
         column_begin: Address,
-        column_next: Address,
+        popular_classes: Address,
         column_block_sum: Address,
         column_entries: Address,
         class_sum_parts: Address,

@@ -51,7 +51,7 @@ impl<'a> Addresses<'a> {
         let element = problem.dtype().size_in_bytes() as u64;
         let mut aligned = |matrix: &'a Matrix<'_, DeviceMemory>| {
             let address = self.tensor(&matrix.data)?;
-            Ok(address % 16 == 0 && matrix.row_stride as u64 * element % 16 == 0)
+            Ok(matrix.columns > 0 && address % 16 == 0 && matrix.row_stride as u64 * element % 16 == 0)
         };
         Ok(aligned(&problem.inputs().embeddings)? & aligned(&problem.inputs().classifier)?)
     }
@@ -152,7 +152,7 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
         backward: LceBackwardScratch {
             coefficients: region("coefficients"),
             column_begin: region("column_begin"),
-            column_next: region("column_next"),
+            popular_classes: region("popular_classes"),
             column_block_sum: region("column_block_sum"),
             column_entries: region("column_entries"),
             class_sum_parts: region("class_sum_parts"),

@@ -43,29 +43,30 @@ macro_rules! kernels {
     };
 }
 
-// Threads as in the kernels' launch bounds, shared memory as `sizeof` their `Smem`: `tests/plan.rs` compares.
+// Threads as in the kernels' launch bounds, shared memory as `sizeof` their `Smem`, the largest of the
+// variants: `tests/plan_kernels.rs` compares.
 kernels! {
-    ROWS = "lce_rows" One 1024 0;
+    ROWS = "lce_rows" One 1024 8328;
     TARGET_LOGIT = "lce_target_logit" Types 256 0;
     BOUND = "lce_bound" One 256 0;
-    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 0;
+    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82048;
     COMBINE = "lce_combine" One 256 0;
-    REDUCE_LOSS = "lce_reduce_loss" One 1024 0;
-    FILTER = "lce_filter" One 256 0;
-    ORDER_ENTRIES = "lce_order_entries" One 128 0;
-    EXACT_ROWS = "lce_exact_rows" One 1024 0;
+    REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
+    FILTER = "lce_filter" One 256 6176;
+    ORDER_ENTRIES = "lce_order_entries" One 128 34320;
+    EXACT_ROWS = "lce_exact_rows" One 1024 8320;
     COEFFICIENTS = "lce_coefficients" One 256 0;
-    D_EMBEDDINGS = "lce_d_embeddings" Types 128 0;
+    D_EMBEDDINGS = "lce_d_embeddings" Types 128 1536;
     COLUMN_COUNT = "lce_column_count" One 256 0;
-    COLUMN_SCAN_A = "lce_column_scan_a" One 1024 0;
-    COLUMN_SCAN_B = "lce_column_scan_b" One 1024 0;
-    COLUMN_SCAN_C = "lce_column_scan_c" One 1024 0;
+    COLUMN_SCAN_A = "lce_column_scan_a" One 256 32;
+    COLUMN_SCAN_B = "lce_column_scan_b" One 256 32;
+    COLUMN_SCAN_C = "lce_column_scan_c" One 256 32;
     COLUMN_SCATTER = "lce_column_scatter" One 256 0;
-    D_CLASSIFIER = "lce_d_classifier" Types 256 0;
-    CLASS_SUM = "lce_class_sum" Types 256 0;
-    SPREAD_SUM = "lce_spread_sum" Types 256 0;
-    SUM_PARTS = "lce_sum_parts" One 256 0;
-    EXACT = "lce_exact" TypesAndAlignments 256 0;
+    D_CLASSIFIER = "lce_d_classifier" Types 256 13072;
+    CLASS_SUM = "lce_class_sum" Types 256 8192;
+    SPREAD_SUM = "lce_spread_sum" Types 256 8192;
+    SUM_PARTS = "lce_sum_parts" One 256 2048;
+    EXACT = "lce_exact" TypesAndAlignments 256 81408;
 }
 
 impl Kernel {

@@ -151,7 +151,9 @@ impl LaunchPlan {
         let smoothing = options.label_smoothing > 0.0;
 
         let row_blocks = tokens.div_ceil(BLOCK_N);
-        let resident = device.resident_blocks(kernels::FORWARD.shared as usize, 2);
+        // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
+        let most = if workload.dtype == DType::F32 { 1 } else { 2 };
+        let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
         let rounds = rounds::plan(vocab, row_blocks, resident, capture);
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
         let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
@@ -211,8 +213,8 @@ impl LaunchPlan {
         if self.capture || smoothing {
             steps.launch(kernels::TARGET_LOGIT, rows(8));
         }
-        for round in &self.rounds {
-            if self.capture {
+        for (index, round) in self.rounds.iter().enumerate() {
+            if self.capture && index > 0 {
                 steps.launch_round(kernels::BOUND, rows(256), *round);
             }
             steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
@@ -222,8 +224,8 @@ impl LaunchPlan {
         if self.capture {
             steps.launch(kernels::FILTER, [self.row_blocks, 1]);
             // One wave of blocks, each over many rows.
-            let resident = self.device.sm_count * 8;
-            steps.launch(kernels::ORDER_ENTRIES, [(tokens as u32).min(resident), 1]);
+            let resident = self.device.resident_blocks(kernels::ORDER_ENTRIES.shared as usize, 16);
+            steps.launch(kernels::ORDER_ENTRIES, [rows(4)[0].min(resident), 1]);
         } else if self.dense {
             steps.fill("entry_count", 0xFF);
         }
@@ -238,32 +240,34 @@ impl LaunchPlan {
         let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
         let classes = |per_block: usize| [vocab.div_ceil(per_block) as u32, 1];
         let parts = [SUM_PARTS as u32, hidden.div_ceil(256) as u32];
-        let sums = [hidden.div_ceil(256) as u32, 1];
         let mut steps = Steps { workload: self.workload, steps: Vec::new() };
         steps.fill("exact_scale", 0);
         steps.fill("barrier", 0);
         steps.launch(kernels::COEFFICIENTS, rows(256));
-        if d_embeddings {
-            if spread {
+        if spread {
+            if d_embeddings {
                 steps.launch(kernels::CLASS_SUM, parts);
-                steps.launch(kernels::SUM_PARTS, sums);
             }
+            if columns {
+                steps.launch(kernels::SPREAD_SUM, parts);
+            }
+            steps.launch(kernels::SUM_PARTS, [hidden.div_ceil(256).max(1) as u32, 1]);
+        }
+        if d_embeddings {
             steps.launch(kernels::D_EMBEDDINGS, [tokens as u32, hidden.div_ceil(1024) as u32]);
         }
         if columns {
-            steps.fill("column_begin", 0);
             if self.capture {
+                steps.fill("column_begin", 0);
                 steps.launch(kernels::COLUMN_COUNT, rows(8));
                 steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
                 steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
                 steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
                 steps.launch(kernels::COLUMN_SCATTER, rows(8));
             }
-            if spread {
-                steps.launch(kernels::SPREAD_SUM, parts);
-                steps.launch(kernels::SUM_PARTS, sums);
-            }
-            steps.launch(kernels::D_CLASSIFIER, classes(16));
+            // Some blocks for the popular classes besides those that own 16 classes each.
+            let [owners, _] = classes(16);
+            steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
         // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
         steps.launch(kernels::EXACT, [self.device.sm_count * self.device.exact_blocks_per_sm, 1]);
