@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -72,6 +73,7 @@ struct Parser {
     Program p;
     std::vector<std::map<Str, Str>> scopes{1};        // inline assembly declares names in nested blocks
     int scope_id = 0;
+    std::set<Str> dynamic_shared;                     // names of the block's dynamic shared memory
 
     Str resolve(const Str& n) {
         for (auto s = scopes.rbegin(); s != scopes.rend(); ++s) if (auto it = s->find(n); it != s->end()) return it->second;
@@ -215,7 +217,7 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
         i.d = P.slot(o[0]);
         if (o[1][0] == '{') { i.v1 = P.list(o[1]); i.n = width(type) * 8 / int(i.v1.size()); i.exec = RUN { Reg x = 0; for (size_t k = 0; k < i.v1.size(); ++k) x |= (t.r[i.v1[k]] & ((1ull << i.n) - 1)) << (k * i.n); R(d) = x; }; return true; }
         if (auto it = special.find(o[1]); it != special.end()) { i.exec = it->second; return true; }
-        if (o[1] == "dynamic_smem") { i.exec = RUN { R(d) = smem_addr(dynamic_smem()); }; return true; }
+        if (P.dynamic_shared.count(o[1])) { i.exec = RUN { R(d) = smem_addr(dynamic_smem()); }; return true; }
         for (auto& [n, off] : P.p.params) if (n == o[1]) { i.off = off; i.exec = RUN { R(d) = Reg(t.params + i.off); }; return true; }
         i.a = P.slot(o[1]);
         i.exec = RUN { R(d) = R(a); };
@@ -401,10 +403,18 @@ int load_ptx(const char* text) {
     static std::vector<std::unique_ptr<Str>> kept;
     std::map<int, const char*> file_name;
     for (auto& [n, f] : files) { kept.push_back(std::make_unique<Str>(f)); file_name[n] = kept.back()->c_str(); }
+    std::set<Str> dynamic_shared;
+    for (const char* s = text; (s = strstr(s, ".extern .shared")); ++s) {
+        const char* end = strpbrk(s, "[;");
+        const char* begin = end;
+        while (end && !isspace((unsigned char)begin[-1])) --begin;
+        if (end) dynamic_shared.insert(Str(begin, end));
+    }
     int count = 0;
     const char* s = text;
     while ((s = strstr(s, ".visible .entry "))) {
         Parser P;
+        P.dynamic_shared = dynamic_shared;
         s += strlen(".visible .entry ");
         const char* paren = strchr(s, '(');
         P.p.name = Str(s, paren);
@@ -445,8 +455,8 @@ int load_ptx(const char* text) {
                 const char* eol = strchr(c, '\n');
                 Str line(c, eol);
                 if (sscanf(c, ".loc %d %d %d", &f, &l, &col) == 3) at = {file_name.count(f) ? file_name[f] : "ptx", l};
-                auto in = line.find("inlined_at ");               // a wrapper in ptx.cuh: name its caller
-                if (in != Str::npos && strstr(at.file, "ptx.cuh") && sscanf(line.c_str() + in, "inlined_at %d %d", &f, &l) == 2) at = {file_name[f], l};
+                auto in = line.find("inlined_at ");               // a wrapper in kernels/prim: name its caller
+                if (in != Str::npos && strstr(at.file, "/prim/") && sscanf(line.c_str() + in, "inlined_at %d %d", &f, &l) == 2) at = {file_name[f], l};
                 c = eol;
                 continue;
             }
