@@ -205,7 +205,7 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
     const Str &op = m[0], &type = m.back();
     auto has = [&](const char* s) { for (auto& x : m) if (x == s) return true; return false; };
     auto starts = [&](const char* s) { return opcode.rfind(s, 0) == 0; };
-    auto dab = [&] { i.d = P.slot(o[0]); if (o.size() > 1) i.a = P.slot(o[1]); if (o.size() > 2) i.b = P.slot(o[2]); if (o.size() > 3) i.c = P.slot(o[3]); };
+    auto dab = [&] { if (!o.empty()) i.d = P.slot(o[0]); if (o.size() > 1) i.a = P.slot(o[1]); if (o.size() > 2) i.b = P.slot(o[2]); if (o.size() > 3) i.c = P.slot(o[3]); };
 
     if (op == "ret" || op == "exit") { i.exec = RUN { (void)i; t.done = true; }; return true; }
     if (op == "bra") { i.label = P.resolve(o[0]); i.exec = RUN { t.pc = i.target; }; return true; }
@@ -223,12 +223,24 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
         i.exec = RUN { R(d) = R(a); };
         return true;
     }
-    if (op == "ld" && has("param")) {
-        i.d = P.slot(o[0]); i.n = width(type);
-        Str s = o[1].substr(1, o[1].size() - 2);
-        auto plus = s.find('+');
-        for (auto& [n, off] : P.p.params) if (n == s.substr(0, plus)) i.off = off + (plus == Str::npos ? 0 : atoi(s.c_str() + plus + 1));
-        i.exec = RUN { Reg x = 0; std::memcpy(&x, t.params + i.off, i.n); R(d) = x; };
+    if (op == "ld" && has("param")) {                 // of a named parameter, or through a register with its address
+        i.v1 = o[0][0] == '{' ? P.list(o[0]) : std::vector<int>{P.slot(o[0])};
+        i.n = width(type);
+        i.k = type[0] == 's';
+        Str s = o[1].substr(1, o[1].size() - 2), name = s.substr(0, s.find('+'));
+        i.off = s.find('+') == Str::npos ? 0 : atoi(s.c_str() + s.find('+') + 1);
+        bool named = false;
+        for (auto& [n, off] : P.p.params) if (n == name) { i.off += off; named = true; }
+        if (!named) i.a = P.slot(name);
+        i.exec = RUN {
+            const char* p = (i.a < 0 ? t.params : reinterpret_cast<char*>(R(a))) + i.off;
+            for (size_t k = 0; k < i.v1.size(); ++k) {
+                Reg x = 0;
+                std::memcpy(&x, p + k * i.n, i.n);
+                if (i.k && i.n < 8) x = Reg(int64_t(x << (64 - 8 * i.n)) >> (64 - 8 * i.n));
+                t.r[i.v1[k]] = x;
+            }
+        };
         return true;
     }
     if (op == "ld" || op == "st") {
@@ -274,12 +286,7 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
         P.address(i, o[at], i.a);
         i.b = P.slot(o[at + 1]);
         i.exec = RUN {
-            char* p = global(t, i, i.a);
-            touch(p, 4, true, true, &i);
-            auto* u = reinterpret_cast<uint32_t*>(p);
-            uint32_t old = __atomic_load_n(u, __ATOMIC_RELAXED);
-            while (!__atomic_compare_exchange_n(u, &old, uint32_t(reg<float>(as<float>(old) + as<float>(R(b)))), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
-            R(d) = old;
+            R(d) = atomic_rmw(Rmw::AddF32, Order::Relaxed, global(t, i, i.a), 4, uint32_t(R(b)), 0, i.at);
         };
         return true;
     }
