@@ -107,7 +107,10 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
         consume<T, CLUSTER>(a.args, smem, schedule, rank);
     }
     // No block leaves while another may still write into its shared memory.
-    if constexpr (CLUSTER > 1) prim::cluster_sync();
+    if constexpr (CLUSTER > 1) {
+        prim::syncwarp();
+        prim::cluster_sync();
+    }
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // What becomes of a tile of products in registers: logits, the online softmax of each row, the target's logit, and the
 // candidates of the sparse gradient, put aside. Shared by the sm_80 and the sm_90 forward.
 //
-// A tile has STATE_ROWS rows, BLOCK_N or a part of it (`block`: which one in all); its classes are cut into PARTS, each with a softmax state of its own. A warp works on 16 M rows
+// A tile has STATE_ROWS rows, BLOCK_N or a part of it (`block`: which one of all), that have their own threads and barrier.
+// Its classes are cut into PARTS, each with a softmax state of its own. A warp works on 16 M rows
 // of a part of 8 C classes: acc[m][c][i] of lane l is row  first_row + 16 m + l / 4 + 8 (i / 2)
 //                                               and class  first_class + 8 c + 2 (l % 4) + i % 2,
 // in other words a thread has 2 M rows (r = 2 m + i / 2) of 2 C classes (k = 2 c + i % 2), and a quad of lanes a row of a part.
@@ -25,22 +26,21 @@ constexpr u32 STAGING = 512;                 // candidates a block holds before 
 // ---- shared memory ----------------------------------------------------------------------------------------------------
 struct alignas(8) MaxThreshold { float max, threshold; };
 
-// ROWS: BLOCK_N, or a part of it that has its own threads, its own barrier and its own state.
 template <u32 PARTS, u32 TILE_V = BLOCK_V, u32 ROWS = BLOCK_N> struct State {
-    MaxThreshold row[PARTS][ROWS];        // threshold: of exp(z - max), for a class with u = 1
+    MaxThreshold row[PARTS][ROWS];           // threshold: of exp(z - max), for a class with u = 1
     float weighted[PARTS][ROWS];
     float smooth[PARTS][ROWS];
     u32 argmax[PARTS][ROWS];
-    float bound[ROWS];                    // of the row's log-sum-exp, before this launch; +inf: capture nothing
+    float bound[ROWS];                       // of the row's log-sum-exp, before this launch; +inf: capture nothing
     float anchor[ROWS];
-    u32 start[ROWS];                      // of the row's walk of random numbers
+    u32 start[ROWS];                         // of the row's walk of random numbers
     u32 target[ROWS];
     float bias[TILE_V];                      // of the tile, where there is one
     float inverse_softcap;
     u32 staged, pool_begin;
     LceEntry staging[STAGING];
 };
-// Over the ring of the main loop, once that is done.
+// May lie over what the main loop no longer needs.
 template <u32 PARTS, u32 ROWS = BLOCK_N> struct Sums { float value[PARTS][ROWS]; };
 
 // ---- rows of a quad ---------------------------------------------------------------------------------------------------
