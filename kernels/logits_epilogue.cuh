@@ -78,7 +78,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
     static constexpr u32 ROWS = 2 * M, CLASSES = 2 * C;
     static constexpr u32 TILE_V = PARTS * 8 * C;
     using State = epilogue::State<PARTS, TILE_V, STATE_ROWS>;
-    static constexpr u32 CHUNK = CLASSES < 32 ? CLASSES : 32;   // classes whose exponentials are alive at a time
+    static constexpr u32 CHUNK = CLASSES < 16 ? CLASSES : 16;   // classes whose exponentials are alive at a time
     static constexpr u32 GROUP = 8;          // classes that are looked at again if any of them is a candidate
 
     const LceArgs& a;
@@ -227,6 +227,12 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
         __device__ __forceinline__ bool passes(float e, u32 walk) const { return prim::fma(factor, one_plus_uniform(walk), -e) <= limit; }
     };
 
+    __device__ __forceinline__ void exponentials(float (&acc)[M][C][4], u32 r, u32 begin, float (&e)[CHUNK]) const {
+        const float reference = softmax::reference(state.row[part][row(r)].max);
+#pragma unroll
+        for (u32 k = 0; k < CHUNK; ++k) e[k] = prim::ex2((at(acc, r, begin + k) - reference) * LOG2_E);
+    }
+
     // value[which], by halving: an index that is not constant would put the array into memory.
     template <u32 N> static __device__ __forceinline__ float choose(const float (&value)[N], u32 which) {
         if constexpr (N == 1) {
@@ -253,6 +259,69 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
             }
             const u32 in_pool = prim::atomic_add(&a.forward.pool_count[row_block], 1u);
             if (in_pool < a.block_entries) a.forward.pool[u64(row_block) * a.block_entries + in_pool] = entry;
+        }
+    }
+
+    // Puts aside the candidates of a chunk of row r: classes that may pass the filter.
+    __device__ __forceinline__ void capture(
+        u32 block, u32 first_class, float (&acc)[M][C][4], u32 r, u32 begin, const float (&e)[CHUNK], float threshold
+    ) const {
+        // First only whether any of a few classes passes, which is a predicate, not a mask.
+        const Test test(threshold, a.problem.filter == FILTER_UNBIASED);
+        const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
+        bool any[CHUNK / GROUP], any_of_all = false;
+#pragma unroll
+        for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+            any[g] = false;
+#pragma unroll
+            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+            any_of_all |= any[g];
+        }
+        // Also against a threshold out of reach something may pass where u is next to 0.
+        if (!any_of_all || state.bound[row(r)] == -softmax::negative_infinity()) return;
+        const u32 same_walk = prim::opaque(walk);      // the tests again, not their results kept in registers since
+        u32 hits = 0;
+#pragma unroll
+        for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+            if (!any[g]) continue;
+#pragma unroll
+            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
+                const bool hit = test.passes(e[k], same_walk + column(begin + k) * filter::WEYL_STEP);
+                hits |= u32(hit && first_class + column(begin + k) < a.problem.vocab) << k;
+            }
+        }
+        float logit[CHUNK];
+#pragma unroll
+        for (u32 k = 0; k < CHUNK; ++k) logit[k] = at(acc, r, begin + k);
+        if (hits != 0) push(hits, row(r) + block * STATE_ROWS % BLOCK_N, first_class + column(begin), logit, row_block_of(block));
+    }
+
+    // Exponentials, their sums, and candidates: in chunks, the next one's exponentials beside the present one's tests, which go to
+    // another unit of the multiprocessor.
+    template <bool CAPTURE>
+    __device__ __forceinline__ void add_exponentials(
+        u32 block, u32 first_class, float (&acc)[M][C][4], float (&sums)[ROWS], float (&weighted)[ROWS]
+    ) const {
+        constexpr u32 CHUNKS = CLASSES / CHUNK;
+        float e[2][CHUNK];
+        exponentials(acc, 0, 0, e[0]);
+#pragma unroll
+        for (u32 i = 0; i < ROWS * CHUNKS; ++i) {
+            const u32 r = i / CHUNKS, begin = i % CHUNKS * CHUNK;
+            const float (&now)[CHUNK] = e[i % 2];
+            const MaxThreshold row_state = state.row[part][row(r)];
+            if (begin == 0) sums[r] = weighted[r] = 0.0f;
+            if (a.problem.entropy) {
+                const float reference = softmax::reference(row_state.max);
+#pragma unroll
+                for (u32 k = 0; k < CHUNK; ++k) {
+                    if (now[k] != 0.0f) weighted[r] = prim::fma(now[k], at(acc, r, begin + k) - reference, weighted[r]);
+                }
+            }
+            if (i + 1 < ROWS * CHUNKS) exponentials(acc, (i + 1) / CHUNKS, (i + 1) % CHUNKS * CHUNK, e[(i + 1) % 2]);
+#pragma unroll
+            for (u32 k = 0; k < CHUNK; ++k) sums[r] += now[k];
+            if constexpr (CAPTURE) capture(block, first_class, acc, r, begin, now, row_state.threshold);
         }
     }
 
@@ -317,59 +386,9 @@ public:
         if (prim::any(rises)) raise(first_class, acc, tile_max);
         if (p.label_smoothing > 0.0f) add_smooth(first_class, acc);
 
-        // ---- exponentials, and candidates -----------------------------------------------------------------------------
         float sums[ROWS], weighted[ROWS];
-#pragma unroll
-        for (u32 r = 0; r < ROWS; ++r) {
-            const MaxThreshold row_state = state.row[part][row(r)];
-            const float reference = softmax::reference(row_state.max);
-            sums[r] = weighted[r] = 0.0f;
-#pragma unroll
-            for (u32 begin = 0; begin < CLASSES; begin += CHUNK) {
-                float e[CHUNK];
-#pragma unroll
-                for (u32 k = 0; k < CHUNK; ++k) {
-                    e[k] = prim::ex2((at(acc, r, begin + k) - reference) * LOG2_E);
-                    sums[r] += e[k];
-                }
-                if (p.entropy) {
-#pragma unroll
-                    for (u32 k = 0; k < CHUNK; ++k) {
-                        if (e[k] != 0.0f) weighted[r] = prim::fma(e[k], at(acc, r, begin + k) - reference, weighted[r]);
-                    }
-                }
-                if (!a.capture) continue;
-                // First only whether any of a few classes passes, which is a predicate, not a mask.
-                const Test test(row_state.threshold, p.filter == FILTER_UNBIASED);
-                const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
-                bool any[CHUNK / GROUP], any_of_all = false;
-#pragma unroll
-                for (u32 g = 0; g < CHUNK / GROUP; ++g) {
-                    any[g] = false;
-#pragma unroll
-                    for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
-                    any_of_all |= any[g];
-                }
-                // Also against a threshold out of reach something may pass where u is next to 0.
-                if (!any_of_all || state.bound[row(r)] == -softmax::negative_infinity()) continue;
-                // The tests again, not their results kept in registers since.
-                const u32 same_walk = prim::opaque(walk);
-                u32 hits = 0;
-                float logit[CHUNK];
-#pragma unroll
-                for (u32 g = 0; g < CHUNK / GROUP; ++g) {
-                    if (!any[g]) continue;
-#pragma unroll
-                    for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
-                        const bool hit = test.passes(e[k], same_walk + column(begin + k) * filter::WEYL_STEP);
-                        hits |= u32(hit && first_class + column(begin + k) < p.vocab) << k;
-                    }
-                }
-#pragma unroll
-                for (u32 k = 0; k < CHUNK; ++k) logit[k] = at(acc, r, begin + k);
-                if (hits != 0) push(hits, row(r) + block * STATE_ROWS % BLOCK_N, first_class + column(begin), logit, row_block_of(block));
-            }
-        }
+        if (a.capture) add_exponentials<true>(block, first_class, acc, sums, weighted);
+        else add_exponentials<false>(block, first_class, acc, sums, weighted);
 
         // ---- sums, by their owners --------------------------------------------------------------------------------------
         float total[OWNED<ROWS>], total_weighted[OWNED<ROWS>];
