@@ -10,7 +10,7 @@ namespace {
 constexpr u32 FILTER_THREADS = 256;
 
 struct FilterSmem {
-    LceRowStatistics statistics[BLOCK_N];
+    float max[BLOCK_N], inverse_sum[BLOCK_N];
     u32 start[BLOCK_N];                      // of the row's walk of random numbers
     u32 target[BLOCK_N];                     // NONE: the row keeps nothing
     u32 count[BLOCK_N], next[BLOCK_N];       // entries of a row; where its next one goes
@@ -23,7 +23,7 @@ constexpr u32 CLASS_MASK = (1u << CLASS_BITS) - 1;
 __device__ __forceinline__ bool keeps(const LceArgs& a, const FilterSmem& smem, LceEntry candidate) {
     const u32 row = candidate.index >> CLASS_BITS, v = candidate.index & CLASS_MASK;
     if (smem.target[row] == NONE || smem.target[row] == v) return false;
-    return softmax::probability(smem.statistics[row], candidate.value) >= filter::least(a.problem, smem.start[row], v);
+    return softmax::probability(smem.max[row], smem.inverse_sum[row], candidate.value) >= filter::least(a.problem, smem.start[row], v);
 }
 
 }  // namespace
@@ -41,11 +41,13 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS) lce_filter(const __
     // ---- rows: one that is exact has no finite log-sum-exp, or candidates of its block were lost ---------------------
     bool exact = false, poisoned = false;    // of row t
     if (t < rows) {
-        smem.statistics[t] = a.saved.statistics[first_row + t];
+        const LceRowStatistics& s = a.saved.statistics[first_row + t];
+        smem.max[t] = s.max;
+        smem.inverse_sum[t] = s.inverse_sum;
         smem.target[t] = a.saved.row_class[first_row + t];
         smem.start[t] = filter::row_start(a.problem.seed, a.saved.row_token[first_row + t]);
         poisoned = smem.target[t] == NONE;
-        exact = !poisoned && (overflowed || !softmax::is_finite(smem.statistics[t].lse));
+        exact = !poisoned && (overflowed || !softmax::is_finite(s.lse));
         if (exact) smem.target[t] = NONE;
         smem.count[t] = poisoned || exact ? 0 : 1;       // the target's entry
     }
@@ -73,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS) lce_filter(const __
 
     // ---- scatter, in any order within a row: lce_order_entries puts them in order of class ------------------------------
     if (t < rows && smem.target[t] != NONE) {
-        entries[prim::atomic_add(&smem.next[t], 1u)] = {smem.target[t], smem.statistics[t].target_logit};
+        entries[prim::atomic_add(&smem.next[t], 1u)] = {smem.target[t], a.saved.statistics[first_row + t].target_logit};
     }
     for (u32 i = t; i < captured; i += FILTER_THREADS) {
         const LceEntry candidate = pool[i];

@@ -45,11 +45,12 @@ template <u32 PARTS, u32 ROWS = BLOCK_N> struct Sums { float value[PARTS][ROWS];
 
 // ---- rows of a quad ---------------------------------------------------------------------------------------------------
 // Combines value[r] over the four lanes of a quad. Each lane is left with its own rows' results, R / 4 of them (with R = 2, two
-// lanes are left with the same one): halves are exchanged, not all values, 6 shuffles for 8 rows instead of 16.
+// lanes are left with the same one): halves are exchanged, not all values, 6 shuffles for 8 rows instead of 16. The owned rows
+// of a warp's lanes are neighbours, in different banks.
 template <u32 R> constexpr u32 OWNED = R < 4 ? 1 : R / 4;
 template <u32 R> __device__ __forceinline__ u32 owned_row(u32 k) {
     const u32 lane = threadIdx.x % 32;
-    return R < 4 ? lane % 2 : lane % 2 * (R / 2) + lane / 2 % 2 * (R / 4) + k;
+    return R < 4 ? lane % 2 : lane % 4 + 4 * k;
 }
 template <u32 R> __device__ __forceinline__ bool is_owner() { return R >= 4 || threadIdx.x / 2 % 2 == 0; }
 
@@ -59,7 +60,7 @@ template <u32 R, class T, class Op> __device__ __forceinline__ void reduce_quad(
     T half[R / 2];
 #pragma unroll
     for (u32 r = 0; r < R / 2; ++r) {
-        const T keep = odd ? value[r + R / 2] : value[r], give = odd ? value[r] : value[r + R / 2];
+        const T keep = odd ? value[2 * r + 1] : value[2 * r], give = odd ? value[2 * r] : value[2 * r + 1];
         half[r] = op(keep, prim::shfl_xor(give, 1));
     }
     if constexpr (R == 2) {
@@ -67,7 +68,7 @@ template <u32 R, class T, class Op> __device__ __forceinline__ void reduce_quad(
     } else {
 #pragma unroll
         for (u32 r = 0; r < R / 4; ++r) {
-            const T keep = upper ? half[r + R / 4] : half[r], give = upper ? half[r] : half[r + R / 4];
+            const T keep = upper ? half[2 * r + 1] : half[2 * r], give = upper ? half[2 * r] : half[2 * r + 1];
             result[r] = op(keep, prim::shfl_xor(give, 2));
         }
     }

@@ -13,9 +13,10 @@ __device__ __forceinline__ bool is_finite(float x) { return (prim::f32_bits(x) &
 // What exponents are taken against: the maximum, or 0 as long as that is -inf, so that `-inf - max` is not NaN.
 __device__ __forceinline__ float reference(float max) { return max == negative_infinity() ? 0.0f : max; }
 
-__device__ __forceinline__ float probability(const LceRowStatistics& s, float logit) {
-    return prim::expf_accurate(logit - s.max) * s.inverse_sum;
+__device__ __forceinline__ float probability(float max, float inverse_sum, float logit) {
+    return prim::expf_accurate(logit - max) * inverse_sum;
 }
+__device__ __forceinline__ float probability(const LceRowStatistics& s, float logit) { return probability(s.max, s.inverse_sum, logit); }
 __device__ __forceinline__ float log_probability(const LceRowStatistics& s, float logit) { return (logit - s.max) - s.log_sum; }
 
 // A row's state in f64. First the maximum over all shares, then each share is added against it: one exp a share.
