@@ -28,7 +28,7 @@ using prim::Vec16;
 
 // ---- sizes and shared memory ----------------------------------------------------------------------------------------------
 constexpr u32 THREADS = 256;
-constexpr u32 BLOCKS_PER_SM = 2;
+template <class T> constexpr u32 BLOCKS_PER_SM = sizeof(T) == 4 ? 1 : 2;    // f32 in two parts needs more than 128 registers
 constexpr u32 TILE = 128;                    // rows, classes or columns of D
 constexpr u32 SEGMENT_TILES = 4;             // tiles of G that a block computes in a row, the copies running on across them
 constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
@@ -252,21 +252,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
         }
 }
 
-// Whether sparse rows give anything to dC and dbias.
-__device__ __forceinline__ bool has_sparse_rows(const LceArgs& a) {
-    return a.backward.column_begin != nullptr || a.backward.spread_total != nullptr;
-}
-
-template <class T>
-__device__ __forceinline__ void add_sparse_rows(const LceArgs& a, ProductSmem& smem, u32 first_class, u32 classes, u32 begin, u32 end, float* bias) {
-    const auto rows = gather::embeddings<T>(a.problem);
-    if (gather::aligned(rows))
-        column_sum::add_to_tile<T, true, THREADS>(a, smem.order, first_class, classes, begin, end, smem.staged, STAGED_STRIDE, bias);
-    else
-        column_sum::add_to_tile<T, false, THREADS>(a, smem.order, first_class, classes, begin, end, smem.staged, STAGED_STRIDE, bias);
-}
-
-// dC of 128 classes and 128 columns, finished.
+// dC of 128 classes and 128 columns, staged.
 template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
     const LceProblem& p = a.problem;
     gradient_product::Accumulators acc;
@@ -289,25 +275,14 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_ti
                 const u32 at = gradient_product::row_of(thread, m, h) * STAGED_STRIDE + gradient_product::column_of(thread, n);
                 store_pair(&smem.staged[at], acc[m][n][2 * h] * factor, acc[m][n][2 * h + 1] * factor);
             }
-    const Item item = item_of(p, work);
-    const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, p.vocab - first_class);
-    if (has_sparse_rows(a)) add_sparse_rows<T>(a, smem, first_class, classes, item.column0, smaller(item.column0 + TILE, p.hidden), nullptr);
-    __syncthreads();
-
-    const u32 c = threadIdx.x % 32 * 4, column = item.column0 + c;
-    for (u32 k = threadIdx.x / 32; k < classes && column < p.hidden; k += THREADS / 32) {
-        const Vec16 v = *reinterpret_cast<const Vec16*>(&smem.staged[k * STAGED_STRIDE + c]);
-        const float values[4] = {prim::bits_f32(v.w[0]), prim::bits_f32(v.w[1]), prim::bits_f32(v.w[2]), prim::bits_f32(v.w[3])};
-        sink::put<true>(a.d_classifier, u64(first_class + k) * p.hidden + column, values, p.hidden - column);
-    }
 }
 
-// dbias of 128 classes: a thread sums 16 bytes of columns over every GROUPS-th row, then the groups are added in order.
+// dbias of 128 classes, in smem.bias: a thread sums 16 bytes of columns over every GROUPS-th row, then the groups are added in order.
 template <class T>
 __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
-    const u32 tile = item_of(a.problem, work).tile;
+    const u32 tile = item_of(a.problem, work).tile, thread = gradient_product::own_thread();
     constexpr u32 VECTOR = 16 / sizeof(T), GROUPS = THREADS / (TILE / VECTOR);
-    const u32 c = threadIdx.x % (TILE / VECTOR) * VECTOR, group = threadIdx.x / (TILE / VECTOR);
+    const u32 c = thread % (TILE / VECTOR) * VECTOR, group = thread / (TILE / VECTOR);
     const T* from = static_cast<const T*>(a.backward.exact_gradients) + tile * TILE + c;
     float sum[VECTOR] = {};
 #pragma unroll 4
@@ -316,24 +291,59 @@ __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem,
 #pragma unroll
     for (u32 i = 0; i < VECTOR; ++i) smem.staged[group * TILE + c + i] = sum[i];
     __syncthreads();
-    if (threadIdx.x < TILE) {
+    if (thread < TILE) {
         float total = 0.0f;
-        for (u32 g = 0; g < GROUPS; ++g) total += smem.staged[g * TILE + threadIdx.x];
-        smem.bias[threadIdx.x] = total * work.scale.up;
+        for (u32 g = 0; g < GROUPS; ++g) total += smem.staged[g * TILE + thread];
+        smem.bias[thread] = total * work.scale.up;
     }
-    const u32 first_class = work.chunk.first + tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
-    if (has_sparse_rows(a)) add_sparse_rows<T>(a, smem, first_class, classes, 0, 0, smem.bias);
-    __syncthreads();
-    if (threadIdx.x < classes) sink::put_one(a.d_bias, first_class + threadIdx.x, smem.bias[threadIdx.x]);
+}
+
+// What the sparse rows give to the staged tile, or to smem.bias. Not inlined: what it derives from the thread's index would be computed
+// at the kernel's start and take the main loops' registers.
+template <class T> __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
+    if (a.backward.column_begin == nullptr && a.backward.spread_total == nullptr) return;
+    const Item item = item_of(a.problem, work);
+    const bool bias = item.kind == Product::D_BIAS;
+    const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
+    const u32 end = bias ? 0 : smaller(item.column0 + TILE, a.problem.hidden);
+    if (gather::aligned(gather::embeddings<T>(a.problem)))
+        column_sum::add_to_tile<T, true, THREADS>(
+            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+    else
+        column_sum::add_to_tile<T, false, THREADS>(
+            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+}
+
+__device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
+    const LceProblem& p = a.problem;
+    const Item item = item_of(p, work);
+    const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, p.vocab - first_class);
+    const u32 thread = gradient_product::own_thread();
+    if (item.kind == Product::D_BIAS) {
+        if (thread < classes) sink::put_one(a.d_bias, first_class + thread, smem.bias[thread]);
+        return;
+    }
+    const u32 c = thread % 32 * 4, column = item.column0 + c;
+    for (u32 k = thread / 32; k < classes && column < p.hidden; k += THREADS / 32) {
+        const Vec16 v = *reinterpret_cast<const Vec16*>(&smem.staged[k * STAGED_STRIDE + c]);
+        const float values[4] = {prim::bits_f32(v.w[0]), prim::bits_f32(v.w[1]), prim::bits_f32(v.w[2]), prim::bits_f32(v.w[3])};
+        sink::put<true>(a.d_classifier, u64(first_class + k) * p.hidden + column, values, p.hidden - column);
+    }
 }
 
 template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chunk(const LceArgs& a, ProductSmem& smem, Work& work) {
     for (;;) {
         const Item item = item_of(a.problem, work);
         if (item.kind == Product::NONE_LEFT) return;
-        if (item.kind == Product::D_EMBEDDINGS) d_embeddings_tile<T, ALIGNED>(a, smem, work);
-        else if (item.kind == Product::D_CLASSIFIER) d_classifier_tile<T, ALIGNED>(a, smem, work);
-        else d_bias_tile<T>(a, smem, work);
+        if (item.kind == Product::D_EMBEDDINGS) {
+            d_embeddings_tile<T, ALIGNED>(a, smem, work);
+        } else {
+            if (item.kind == Product::D_CLASSIFIER) d_classifier_tile<T, ALIGNED>(a, smem, work);
+            else d_bias_tile<T>(a, smem, work);
+            __syncthreads();
+            add_sparse_rows<T>(a, smem, work);
+            write_columns(a, smem, work);
+        }
         __syncthreads();
         if (threadIdx.x == 0) work.item += gridDim.x;
         __syncthreads();
@@ -398,15 +408,15 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceAr
 }  // namespace exact
 
 // ---- entry points: base pointers and row strides of E and C multiples of 16 bytes and D > 0, or _unaligned ---------------------
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<float>)
 lce_exact_f32(const __grid_constant__ LceArgs a) { exact::run<float, true>(a); }
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::f16>)
 lce_exact_f16(const __grid_constant__ LceArgs a) { exact::run<prim::f16, true>(a); }
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::bf16>)
 lce_exact_bf16(const __grid_constant__ LceArgs a) { exact::run<prim::bf16, true>(a); }
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<float>)
 lce_exact_f32_unaligned(const __grid_constant__ LceArgs a) { exact::run<float, false>(a); }
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::f16>)
 lce_exact_f16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::f16, false>(a); }
-extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM)
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::bf16>)
 lce_exact_bf16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::bf16, false>(a); }
