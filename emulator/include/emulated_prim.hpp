@@ -157,13 +157,26 @@ inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
 
 // ---- TMA, wgmma -------------------------------------------------------------------------------------------------------
-inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, Site at = here()) { emu::tma_load_2d(smem, map, word(bar), x, y, at); }
+inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, Site at = here()) {
+    const int c[] = {x, y};
+    emu::tma_load(smem, map, word(bar), c, 2, at);
+}
 inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, L2, Site at = here()) { tma_load_2d(smem, map, bar, x, y, at); }
+inline void tma_load_3d(void* smem, const TensorMap* map, u64* bar, int x, int y, int z, Site at = here()) {
+    const int c[] = {x, y, z};
+    emu::tma_load(smem, map, word(bar), c, 3, at);
+}
 inline void tma_store_2d(const TensorMap* map, const void* smem, int x, int y, Site at = here()) {
-    emu::tma_store_2d(emu::Bulk::Store, map, smem, x, y, at);
+    const int c[] = {x, y};
+    emu::tma_store(emu::Bulk::Store, map, smem, c, 2, at);
+}
+inline void tma_store_3d(const TensorMap* map, const void* smem, int x, int y, int z, Site at = here()) {
+    const int c[] = {x, y, z};
+    emu::tma_store(emu::Bulk::Store, map, smem, c, 3, at);
 }
 inline void tma_reduce_add_2d(const TensorMap* map, const void* smem, int x, int y, Site at = here()) {
-    emu::tma_store_2d(emu::Bulk::ReduceAdd, map, smem, x, y, at);
+    const int c[] = {x, y};
+    emu::tma_store(emu::Bulk::ReduceAdd, map, smem, c, 2, at);
 }
 inline void tma_prefetch_map(const TensorMap*) {}
 inline void bulk_commit() { emu::bulk_commit(); }

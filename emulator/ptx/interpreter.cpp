@@ -348,14 +348,14 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
     if (opcode == "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes") {
         Ins x;
         P.address(x, o[0], i.a); P.address(i, o[1], i.b); P.address(x, o[2], i.c);
-        i.exec = RUN { tma_load_2d(smem_pointer(uint32_t(R(a))), (const void*)R(b), (uint64_t*)smem_pointer(uint32_t(R(c))), int(t.r[i.v0[0]]), int(t.r[i.v0[1]]), i.at); };
+        i.exec = RUN { const int at[] = {int(t.r[i.v0[0]]), int(t.r[i.v0[1]])}; tma_load(smem_pointer(uint32_t(R(a))), (const void*)R(b), (uint64_t*)smem_pointer(uint32_t(R(c))), at, 2, i.at); };
         return i.v0.size() == 2;
     }
     if (opcode == "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group" || opcode == "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group") {
         Ins x;
         P.address(i, o[0], i.b); P.address(x, o[1], i.a);
         i.k = has("add");
-        i.exec = RUN { tma_store_2d(i.k ? Bulk::ReduceAdd : Bulk::Store, (const void*)R(b), smem_pointer(uint32_t(R(a))), int(t.r[i.v0[0]]), int(t.r[i.v0[1]]), i.at); };
+        i.exec = RUN { const int at[] = {int(t.r[i.v0[0]]), int(t.r[i.v0[1]])}; tma_store(i.k ? Bulk::ReduceAdd : Bulk::Store, (const void*)R(b), smem_pointer(uint32_t(R(a))), at, 2, i.at); };
         return i.v0.size() == 2;
     }
     if (opcode == "cp.async.bulk.commit_group") { i.exec = RUN { (void)t; (void)i; bulk_commit(); }; return true; }

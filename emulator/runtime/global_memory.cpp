@@ -8,7 +8,7 @@
 
 namespace emu {
 namespace {
-constexpr size_t kHeap = size_t(256) << 30;             // of addresses, reserved
+constexpr size_t kHeap = size_t(4) << 40;               // of addresses: never used twice, so that a stale pointer faults
 struct Alloc {
     uintptr_t base;
     size_t bytes, span;
