@@ -41,7 +41,10 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void forward(const L
     for_each_tile<T, ALIGNED>(
         a.problem, smem.ring, first_tile, end_tile,
         [&](u32 row) { return a.saved.row_token[first_row + row < num_rows ? first_row + row : last_row]; },
-        [&](u32) { rows.flush(row_block, epilogue::STAGING / 2, threadIdx.x, THREADS, barrier); },
+        [&](u32 tile) {
+            rows.flush(row_block, epilogue::STAGING / 2, threadIdx.x, THREADS, barrier);
+            rows.load_bias(tile, threadIdx.x, THREADS);
+        },
         [&](u32 tile, float(&acc)[MMA_N][MMA_V][4]) { rows.take(row_block, tile, acc); });
     rows.flush(row_block, 0, threadIdx.x, THREADS, barrier);
     rows.finish(smem.sums, row_block, split, threadIdx.x, THREADS, barrier);

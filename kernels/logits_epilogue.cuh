@@ -1,7 +1,8 @@
 // What becomes of a tile of products in registers: logits, the online softmax of each row, the target's logit, and the
 // candidates of the sparse gradient, put aside. Shared by the sm_80 and the sm_90 forward.
 //
-// A tile has BLOCK_N rows; its classes are cut into PARTS, each with a softmax state of its own. A warp works on 16 M rows
+// A tile has STATE_ROWS rows, BLOCK_N or a part of it (`block`: which one of all), that have their own threads and barrier.
+// Its classes are cut into PARTS, each with a softmax state of its own. A warp works on 16 M rows
 // of a part of 8 C classes: acc[m][c][i] of lane l is row  first_row + 16 m + l / 4 + 8 (i / 2)
 //                                               and class  first_class + 8 c + 2 (l % 4) + i % 2,
 // in other words a thread has 2 M rows (r = 2 m + i / 2) of 2 C classes (k = 2 c + i % 2), and a quad of lanes a row of a part.
@@ -25,21 +26,22 @@ constexpr u32 STAGING = 512;                 // candidates a block holds before 
 // ---- shared memory ----------------------------------------------------------------------------------------------------
 struct alignas(8) MaxThreshold { float max, threshold; };
 
-template <u32 PARTS> struct State {
-    MaxThreshold row[PARTS][BLOCK_N];        // threshold: of exp(z - max), for a class with u = 1
-    float weighted[PARTS][BLOCK_N];
-    float smooth[PARTS][BLOCK_N];
-    u32 argmax[PARTS][BLOCK_N];
-    float bound[BLOCK_N];                    // of the row's log-sum-exp, before this launch; +inf: capture nothing
-    float anchor[BLOCK_N];
-    u32 start[BLOCK_N];                      // of the row's walk of random numbers
-    u32 target[BLOCK_N];
+template <u32 PARTS, u32 TILE_V = BLOCK_V, u32 ROWS = BLOCK_N> struct State {
+    MaxThreshold row[PARTS][ROWS];           // threshold: of exp(z - max), for a class with u = 1
+    float weighted[PARTS][ROWS];
+    float smooth[PARTS][ROWS];
+    u32 argmax[PARTS][ROWS];
+    float bound[ROWS];                       // of the row's log-sum-exp, before this launch; +inf: capture nothing
+    float anchor[ROWS];
+    u32 start[ROWS];                         // of the row's walk of random numbers
+    u32 target[ROWS];
+    float bias[TILE_V];                      // of the tile, where there is one
     float inverse_softcap;
     u32 staged, pool_begin;
     LceEntry staging[STAGING];
 };
-// Over the ring of the main loop, once that is done.
-template <u32 PARTS> struct Sums { float value[PARTS][BLOCK_N]; };
+// May lie over what the main loop no longer needs.
+template <u32 PARTS, u32 ROWS = BLOCK_N> struct Sums { float value[PARTS][ROWS]; };
 
 // ---- rows of a quad ---------------------------------------------------------------------------------------------------
 // Combines value[r] over the four lanes of a quad. Each lane is left with its own rows' results, R / 4 of them (with R = 2, two
@@ -73,17 +75,23 @@ template <u32 R, class T, class Op> __device__ __forceinline__ void reduce_quad(
 }
 
 // ---- the epilogue -----------------------------------------------------------------------------------------------------
-template <u32 M, u32 C, u32 PARTS> class Epilogue {
+template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
     static constexpr u32 ROWS = 2 * M, CLASSES = 2 * C;
+    static constexpr u32 TILE_V = PARTS * 8 * C;
+    using State = epilogue::State<PARTS, TILE_V, STATE_ROWS>;
+    static constexpr u32 CHUNK = CLASSES < 16 ? CLASSES : 16;   // classes whose exponentials are alive at a time
+    static constexpr u32 GROUP = 8;          // classes that are looked at again if any of them is a candidate
 
     const LceArgs& a;
-    State<PARTS>& state;
-    const u32 part, first_row, first_column; // of this lane: in 0..PARTS, 0..BLOCK_N, 0..BLOCK_V
+    State& state;
+    const u32 part, first_row, first_column; // of this lane: in 0..PARTS, 0..STATE_ROWS, 0..TILE_V
     float sum[OWNED<ROWS>];                  // Σ exp(z - max) of the owned rows
 
     __device__ __forceinline__ u32 row(u32 r) const { return first_row + r / 2 * 16 + r % 2 * 8; }
     static __device__ __forceinline__ u32 column(u32 k) { return k / 2 * 8 + k % 2; }
     static __device__ __forceinline__ float& at(float (&acc)[M][C][4], u32 r, u32 k) { return acc[r / 2][k / 2][r % 2 * 2 + k % 2]; }
+
+    static __device__ __forceinline__ u32 row_block_of(u32 block) { return block / (BLOCK_N / STATE_ROWS); }
 
     __device__ __forceinline__ float threshold(u32 in_block, float max, float at_least) const {
         const float known = prim::ex2(prim::fmin((state.bound[in_block] - softmax::reference(max)) * LOG2_E, 80.0f));
@@ -93,23 +101,38 @@ template <u32 M, u32 C, u32 PARTS> class Epilogue {
     __device__ __forceinline__ void to_logits(u32 first_class, float (&acc)[M][C][4]) const {
         const LceProblem& p = a.problem;
         if (p.bias || p.logit_scale != 1.0f) {
+            const float* bias = state.bias + first_column;
 #pragma unroll
             for (u32 k = 0; k < CLASSES; ++k) {
-                const u32 v = first_class + column(k);
-                const float bias = logit_map::bias(p, v < p.vocab ? v : p.vocab - 1);
+                const float b = p.bias && first_class + column(k) < p.vocab ? bias[column(k)] : 0.0f;
 #pragma unroll
-                for (u32 r = 0; r < ROWS; ++r) at(acc, r, k) = prim::fma(at(acc, r, k), p.logit_scale, bias);
+                for (u32 r = 0; r < ROWS; ++r) at(acc, r, k) = prim::fma(at(acc, r, k), p.logit_scale, b);
             }
         }
         if (p.softcap > 0.0f) {
             const float inverse = state.inverse_softcap;
+            constexpr u32 TOGETHER = CLASSES < 16 ? CLASSES : 16;   // logits that decide whether any of them is large
 #pragma unroll
             for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
-                for (u32 k = 0; k < CLASSES; ++k) at(acc, r, k) = logit_map::softcapped(at(acc, r, k), p.softcap, inverse);
+                for (u32 begin = 0; begin < CLASSES; begin += TOGETHER) {
+                    bool any_large = false;
+#pragma unroll
+                    for (u32 k = begin; k < begin + TOGETHER; ++k) {
+                        at(acc, r, k) *= inverse;
+                        any_large |= logit_map::is_large(at(acc, r, k));
+                    }
+                    if (any_large) {
+#pragma unroll
+                        for (u32 k = begin; k < begin + TOGETHER; ++k) at(acc, r, k) = p.softcap * logit_map::tanh(at(acc, r, k));
+                    } else {
+#pragma unroll
+                        for (u32 k = begin; k < begin + TOGETHER; ++k) at(acc, r, k) = p.softcap * logit_map::tanh_of_small(at(acc, r, k));
+                    }
+                }
             }
         }
-        if (first_class - first_column + BLOCK_V > p.vocab) {
+        if (first_class - first_column + TILE_V > p.vocab) {
 #pragma unroll
             for (u32 k = 0; k < CLASSES; ++k) {
                 if (first_class + column(k) < p.vocab) continue;
@@ -143,8 +166,10 @@ template <u32 M, u32 C, u32 PARTS> class Epilogue {
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) {
             const u32 mine = row(owned_row<ROWS>(k));
+            rose[k] = false;
+            if (!is_owner<ROWS>()) continue;
             const float old = state.row[part][mine].max;
-            rose[k] = is_owner<ROWS>() && largest[k] > old;
+            rose[k] = largest[k] > old;
             if (!rose[k]) continue;
             if (old > softmax::negative_infinity()) {
                 // With a maximum of +inf the step is -inf and the row NaN, as it should be.
@@ -195,20 +220,39 @@ template <u32 M, u32 C, u32 PARTS> class Epilogue {
     static __device__ __forceinline__ float one_plus_uniform(u32 walk) { return prim::bits_f32(u32((0x7full << 32 | walk) >> 9)); }
 
     // exp(z - max) >= threshold * u, as threshold * (1 + u) - exp(z - max) <= threshold: one fused multiply-add and one compare.
-    // Its rounding is a few 2^-24 of the threshold, which `limit` gives back.
-    static __device__ __forceinline__ bool may_matter(float e, float threshold, float limit, u32 walk) {
-        return prim::fma(threshold, one_plus_uniform(walk), -e) <= limit;
+    // Its rounding is a few 2^-24 of the threshold, which `limit` gives back. Without random numbers: 0 - exp(z - max) <= -threshold.
+    struct Test {
+        float factor, limit;
+        __device__ __forceinline__ Test(float threshold, bool unbiased)
+            : factor(unbiased ? threshold : 0.0f), limit(unbiased ? threshold * (1.0f + 1.0f / 4194304.0f) : -threshold) {}
+        __device__ __forceinline__ bool passes(float e, u32 walk) const { return prim::fma(factor, one_plus_uniform(walk), -e) <= limit; }
+    };
+
+    __device__ __forceinline__ void exponentials(float (&acc)[M][C][4], u32 r, u32 begin, float (&e)[CHUNK]) const {
+        const float reference = softmax::reference(state.row[part][row(r)].max);
+#pragma unroll
+        for (u32 k = 0; k < CHUNK; ++k) e[k] = prim::ex2((at(acc, r, begin + k) - reference) * LOG2_E);
+    }
+
+    // value[which], by halving: an index that is not constant would put the array into memory.
+    template <u32 N> static __device__ __forceinline__ float choose(const float (&value)[N], u32 which) {
+        if constexpr (N == 1) {
+            return value[0];
+        } else {
+            float half[N / 2];
+#pragma unroll
+            for (u32 k = 0; k < N / 2; ++k) half[k] = which & 1 ? value[2 * k + 1] : value[2 * k];
+            return choose<N / 2>(half, which >> 1);
+        }
     }
 
     // Puts aside the row's classes whose bit is set. Not one push a class, unrolled: 64 copies of it would not fit the
     // instruction cache beside the main loop.
-    __device__ __forceinline__ void push(u32 hits, u32 in_block, u32 first_class, const float (&logit)[CLASSES], u32 row_block) const {
+    __device__ __forceinline__ void push(u32 hits, u32 in_block, u32 first_class, const float (&logit)[CHUNK], u32 row_block) const {
         u32 slot = prim::atomic_add(&state.staged, u32(prim::popc(hits)));
         for (; hits != 0; hits &= hits - 1, ++slot) {
             const u32 hit = u32(prim::ffs(hits)) - 1;
-            float z = logit[0];
-#pragma unroll
-            for (u32 k = 1; k < CLASSES; ++k) z = hit == k ? logit[k] : z;
+            const float z = choose<CHUNK>(logit, hit);
             const LceEntry entry = {in_block << CLASS_BITS | (first_class + column(hit)), z};
             if (slot < STAGING) {
                 state.staging[slot] = entry;
@@ -219,25 +263,87 @@ template <u32 M, u32 C, u32 PARTS> class Epilogue {
         }
     }
 
+    // Puts aside the candidates of a chunk of row r: classes that may pass the filter.
+    __device__ __forceinline__ void capture(
+        u32 block, u32 first_class, float (&acc)[M][C][4], u32 r, u32 begin, const float (&e)[CHUNK], float threshold
+    ) const {
+        // First only whether any of a few classes passes, which is a predicate, not a mask.
+        const Test test(threshold, a.problem.filter == FILTER_UNBIASED);
+        const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
+        bool any[CHUNK / GROUP], any_of_all = false;
+#pragma unroll
+        for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+            any[g] = false;
+#pragma unroll
+            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+            any_of_all |= any[g];
+        }
+        // Also against a threshold out of reach something may pass where u is next to 0.
+        if (!any_of_all || state.bound[row(r)] == -softmax::negative_infinity()) return;
+        const u32 same_walk = prim::opaque(walk);      // the tests again, not their results kept in registers since
+        u32 hits = 0;
+#pragma unroll
+        for (u32 g = 0; g < CHUNK / GROUP; ++g) {
+            if (!any[g]) continue;
+#pragma unroll
+            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
+                const bool hit = test.passes(e[k], same_walk + column(begin + k) * filter::WEYL_STEP);
+                hits |= u32(hit && first_class + column(begin + k) < a.problem.vocab) << k;
+            }
+        }
+        float logit[CHUNK];
+#pragma unroll
+        for (u32 k = 0; k < CHUNK; ++k) logit[k] = at(acc, r, begin + k);
+        if (hits != 0) push(hits, row(r) + block * STATE_ROWS % BLOCK_N, first_class + column(begin), logit, row_block_of(block));
+    }
+
+    // Exponentials, their sums, and candidates: in chunks, the next one's exponentials beside the present one's tests, which go to
+    // another unit of the multiprocessor.
+    template <bool CAPTURE>
+    __device__ __forceinline__ void add_exponentials(
+        u32 block, u32 first_class, float (&acc)[M][C][4], float (&sums)[ROWS], float (&weighted)[ROWS]
+    ) const {
+        constexpr u32 CHUNKS = CLASSES / CHUNK;
+        float e[2][CHUNK];
+        exponentials(acc, 0, 0, e[0]);
+#pragma unroll
+        for (u32 i = 0; i < ROWS * CHUNKS; ++i) {
+            const u32 r = i / CHUNKS, begin = i % CHUNKS * CHUNK;
+            const float (&now)[CHUNK] = e[i % 2];
+            const MaxThreshold row_state = state.row[part][row(r)];
+            if (begin == 0) sums[r] = weighted[r] = 0.0f;
+            if (a.problem.entropy) {
+                const float reference = softmax::reference(row_state.max);
+#pragma unroll
+                for (u32 k = 0; k < CHUNK; ++k) {
+                    if (now[k] != 0.0f) weighted[r] = prim::fma(now[k], at(acc, r, begin + k) - reference, weighted[r]);
+                }
+            }
+            if (i + 1 < ROWS * CHUNKS) exponentials(acc, (i + 1) / CHUNKS, (i + 1) % CHUNKS * CHUNK, e[(i + 1) % 2]);
+#pragma unroll
+            for (u32 k = 0; k < CHUNK; ++k) sums[r] += now[k];
+            if constexpr (CAPTURE) capture(block, first_class, acc, r, begin, now, row_state.threshold);
+        }
+    }
+
 public:
     // first_row and first_column: of the warp's part.
-    __device__ __forceinline__ Epilogue(const LceArgs& a, State<PARTS>& state, u32 part, u32 first_row, u32 first_column)
+    __device__ __forceinline__ Epilogue(const LceArgs& a, State& state, u32 part, u32 first_row, u32 first_column)
         : a(a), state(state), part(part), first_row(first_row + threadIdx.x % 32 / 4), first_column(first_column + threadIdx.x % 4 * 2) {
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) sum[k] = 0.0f;
     }
 
     // By `threads` threads, thread_idx in 0..threads, before a barrier and the first tile.
-    static __device__ __forceinline__ void initialise(const LceArgs& a, State<PARTS>& state, u32 row_block, u32 thread_idx, u32 threads) {
+    static __device__ __forceinline__ void initialise(const LceArgs& a, State& state, u32 block, u32 thread_idx, u32 threads) {
         const u32 num_rows = a.saved.header->num_rows;
-        for (u32 i = thread_idx; i < BLOCK_N; i += threads) {
-            const u32 row = row_block * BLOCK_N + i;
+        for (u32 i = thread_idx; i < STATE_ROWS; i += threads) {
+            const u32 row = block * STATE_ROWS + i;
             const bool there = row < num_rows;
             const float seed = there && a.problem.label_smoothing > 0.0f ? a.forward.seed_logit[row] : 0.0f;
             state.anchor[i] = softmax::is_finite(seed) ? seed : 0.0f;
             state.bound[i] = there && a.capture ? a.forward.bound[row] : -softmax::negative_infinity();
-            // The threshold filter: a walk that stands still just below 1.
-            state.start[i] = there && a.problem.filter == FILTER_UNBIASED ? filter::row_start(a.problem.seed, a.saved.row_token[row]) : ~0u;
+            state.start[i] = there && a.problem.filter == FILTER_UNBIASED ? filter::row_start(a.problem.seed, a.saved.row_token[row]) : 0;
             state.target[i] = there ? a.saved.row_class[row] : NONE;
             for (u32 part = 0; part < PARTS; ++part) {
                 state.row[part][i] = {softmax::negative_infinity(), OUT_OF_REACH};
@@ -251,12 +357,22 @@ public:
         }
     }
 
-    // Takes in a tile of products. A warp by itself: no barrier of the block.
-    __device__ __forceinline__ void take(u32 row_block, u32 tile, float (&acc)[M][C][4]) {
+    // Before the take() of a tile: between two barriers that no take() crosses, by all threads that take.
+    __device__ __forceinline__ void load_bias(u32 tile, u32 thread_idx, u32 threads) {
         const LceProblem& p = a.problem;
-        const u32 first_class = tile * BLOCK_V + first_column;
+        if (!p.bias) return;
+        for (u32 i = thread_idx; i < TILE_V; i += threads) {
+            const u32 v = tile * TILE_V + i;
+            if (v < p.vocab) state.bias[i] = logit_map::bias(p, v);
+        }
+    }
+
+    // Takes in a tile of products. A warp by itself: no barrier of the block.
+    __device__ __forceinline__ void take(u32 block, u32 tile, float (&acc)[M][C][4]) {
+        const LceProblem& p = a.problem;
+        const u32 first_class = tile * TILE_V + first_column;
         to_logits(first_class, acc);
-        find_targets(first_class, acc, row_block * BLOCK_N);
+        find_targets(first_class, acc, block * STATE_ROWS);
 
         // ---- maxima ---------------------------------------------------------------------------------------------------
         float tile_max[ROWS];
@@ -271,46 +387,9 @@ public:
         if (prim::any(rises)) raise(first_class, acc, tile_max);
         if (p.label_smoothing > 0.0f) add_smooth(first_class, acc);
 
-        // ---- exponentials, and candidates -----------------------------------------------------------------------------
-        const u32 step = p.filter == FILTER_UNBIASED ? filter::WEYL_STEP : 0;
         float sums[ROWS], weighted[ROWS];
-#pragma unroll
-        for (u32 r = 0; r < ROWS; ++r) {
-            const MaxThreshold row_state = state.row[part][row(r)];
-            const float reference = softmax::reference(row_state.max);
-            float e[CLASSES];
-            sums[r] = weighted[r] = 0.0f;
-#pragma unroll
-            for (u32 k = 0; k < CLASSES; ++k) {
-                e[k] = prim::ex2((at(acc, r, k) - reference) * LOG2_E);
-                sums[r] += e[k];
-            }
-            if (p.entropy) {
-#pragma unroll
-                for (u32 k = 0; k < CLASSES; ++k) {
-                    if (e[k] != 0.0f) weighted[r] = prim::fma(e[k], at(acc, r, k) - reference, weighted[r]);
-                }
-            }
-            if (a.capture) {
-                const float limit = row_state.threshold * (1.0f + 1.0f / 4194304.0f);
-                const u32 walk = state.start[row(r)] + first_class * step;
-                bool any = false;
-#pragma unroll
-                for (u32 k = 0; k < CLASSES; ++k) any |= may_matter(e[k], row_state.threshold, limit, walk + column(k) * step);
-                // Also against a threshold out of reach something may pass where u is next to 0.
-                if (any && state.bound[row(r)] != -softmax::negative_infinity()) {
-                    u32 hits = 0;
-                    float logit[CLASSES];
-#pragma unroll
-                    for (u32 k = 0; k < CLASSES; ++k) {
-                        logit[k] = at(acc, r, k);
-                        const bool hit = may_matter(e[k], row_state.threshold, limit, walk + column(k) * step);
-                        hits |= u32(hit && first_class + column(k) < p.vocab) << k;
-                    }
-                    if (hits != 0) push(hits, row(r), first_class, logit, row_block);
-                }
-            }
-        }
+        if (a.capture) add_exponentials<true>(block, first_class, acc, sums, weighted);
+        else add_exponentials<false>(block, first_class, acc, sums, weighted);
 
         // ---- sums, by their owners --------------------------------------------------------------------------------------
         float total[OWNED<ROWS>], total_weighted[OWNED<ROWS>];
@@ -331,10 +410,11 @@ public:
     // Hands the staged candidates to the pool if there are more than `keep`. Between two barriers that no take() crosses, by
     // all threads that take; barrier() is one of them.
     template <class Barrier>
-    __device__ __forceinline__ void flush(u32 row_block, u32 keep, u32 thread_idx, u32 threads, Barrier barrier) {
+    __device__ __forceinline__ void flush(u32 block, u32 keep, u32 thread_idx, u32 threads, Barrier barrier) {
         const u32 staged = state.staged;
         if (!a.capture || staged <= keep) return;
         const u32 count = staged < STAGING ? staged : STAGING;
+        const u32 row_block = row_block_of(block);
         if (thread_idx == 0) state.pool_begin = prim::atomic_add(&a.forward.pool_count[row_block], count);
         barrier();
         const u64 block_begin = u64(row_block) * a.block_entries;
@@ -347,15 +427,15 @@ public:
 
     // Merges the parts of every row, in order, and writes the share of this block. After the last tile, by all threads.
     template <class Barrier>
-    __device__ __forceinline__ void finish(Sums<PARTS>& sums, u32 row_block, u32 split, u32 thread_idx, u32 threads, Barrier barrier) {
+    __device__ __forceinline__ void finish(Sums<PARTS, STATE_ROWS>& sums, u32 block, u32 split, u32 thread_idx, u32 threads, Barrier barrier) {
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) {
             if (is_owner<ROWS>()) sums.value[part][row(owned_row<ROWS>(k))] = sum[k];
         }
         barrier();
         const u32 num_rows = a.saved.header->num_rows;
-        for (u32 i = thread_idx; i < BLOCK_N; i += threads) {
-            const u32 row = row_block * BLOCK_N + i;
+        for (u32 i = thread_idx; i < STATE_ROWS; i += threads) {
+            const u32 row = block * STATE_ROWS + i;
             if (row >= num_rows) continue;
             LcePartial share = {softmax::negative_infinity(), 0.0f, 0.0f, 0.0f};
             for (u32 q = 0; q < PARTS; ++q) share.max = prim::fmax(share.max, state.row[q][i].max);

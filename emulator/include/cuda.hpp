@@ -7,6 +7,7 @@
 #define __global__
 #define __launch_bounds__(...)
 #endif
+#define __cluster_dims__(...)
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))

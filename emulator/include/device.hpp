@@ -55,9 +55,10 @@ bool mbarrier_test(uint64_t*, uint32_t parity, Site);          // without blocki
 void fence_mbarrier_init();
 void fence_proxy_async();
 
-void tma_load_2d(void* smem, const void* map, uint64_t* bar, int x, int y, Site);
+// coords: one for each dimension of the map, innermost first
+void tma_load(void* smem, const void* map, uint64_t* bar, const int* coords, int rank, Site);
 enum class Bulk { Store, ReduceAdd };
-void tma_store_2d(Bulk, const void* map, const void* smem, int x, int y, Site);
+void tma_store(Bulk, const void* map, const void* smem, const int* coords, int rank, Site);
 void bulk_commit();
 void bulk_wait(int pending, bool read_only);
 

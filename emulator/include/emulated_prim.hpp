@@ -9,6 +9,7 @@ using emu::here;
 using emu::Site;
 
 // ---- math -------------------------------------------------------------------------------------------------------------
+inline u32 opaque(u32 x) { return x; }
 inline u32 f32_bits(float x) { return __builtin_bit_cast(u32, x); }
 inline float bits_f32(u32 x) { return __builtin_bit_cast(float, x); }
 inline float to_f32(float x) { return x; }
@@ -156,12 +157,26 @@ inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
 
 // ---- TMA, wgmma -------------------------------------------------------------------------------------------------------
-inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, Site at = here()) { emu::tma_load_2d(smem, map, word(bar), x, y, at); }
+inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, Site at = here()) {
+    const int c[] = {x, y};
+    emu::tma_load(smem, map, word(bar), c, 2, at);
+}
+inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, L2, Site at = here()) { tma_load_2d(smem, map, bar, x, y, at); }
+inline void tma_load_3d(void* smem, const TensorMap* map, u64* bar, int x, int y, int z, Site at = here()) {
+    const int c[] = {x, y, z};
+    emu::tma_load(smem, map, word(bar), c, 3, at);
+}
 inline void tma_store_2d(const TensorMap* map, const void* smem, int x, int y, Site at = here()) {
-    emu::tma_store_2d(emu::Bulk::Store, map, smem, x, y, at);
+    const int c[] = {x, y};
+    emu::tma_store(emu::Bulk::Store, map, smem, c, 2, at);
+}
+inline void tma_store_3d(const TensorMap* map, const void* smem, int x, int y, int z, Site at = here()) {
+    const int c[] = {x, y, z};
+    emu::tma_store(emu::Bulk::Store, map, smem, c, 3, at);
 }
 inline void tma_reduce_add_2d(const TensorMap* map, const void* smem, int x, int y, Site at = here()) {
-    emu::tma_store_2d(emu::Bulk::ReduceAdd, map, smem, x, y, at);
+    const int c[] = {x, y};
+    emu::tma_store(emu::Bulk::ReduceAdd, map, smem, c, 2, at);
 }
 inline void tma_prefetch_map(const TensorMap*) {}
 inline void bulk_commit() { emu::bulk_commit(); }
@@ -181,5 +196,12 @@ template <class T, int N, Major B> inline void wgmma_m64k16(float (&d)[N / 2], c
     static_assert(N == 128 || N == 192 || N == 256, "the device side has no other width");
     emu::wgmma(kFormat<T>, N, d, a, 0, false, b, B == Major::MN, accumulate, at);
 }
+
+// ---- clusters: not modelled yet ---------------------------------------------------------------------------------------
+inline u32 cluster_rank(Site at = here()) { emu::trap("clusters are not modelled", at); }
+inline void cluster_sync(Site at = here()) { emu::trap("clusters are not modelled", at); }
+inline void mbarrier_arrive_cluster(u64*, u32, Site at = here()) { emu::trap("clusters are not modelled", at); }
+inline void mbarrier_wait_cluster(u64*, u32, Site at = here()) { emu::trap("clusters are not modelled", at); }
+inline void tma_load_2d_multicast(void*, const TensorMap*, u64*, int, int, u16, L2, Site at = here()) { emu::trap("clusters are not modelled", at); }
 
 }  // namespace prim

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -72,6 +73,7 @@ struct Parser {
     Program p;
     std::vector<std::map<Str, Str>> scopes{1};        // inline assembly declares names in nested blocks
     int scope_id = 0;
+    std::set<Str> dynamic_shared;                     // names of the block's dynamic shared memory
 
     Str resolve(const Str& n) {
         for (auto s = scopes.rbegin(); s != scopes.rend(); ++s) if (auto it = s->find(n); it != s->end()) return it->second;
@@ -203,7 +205,7 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
     const Str &op = m[0], &type = m.back();
     auto has = [&](const char* s) { for (auto& x : m) if (x == s) return true; return false; };
     auto starts = [&](const char* s) { return opcode.rfind(s, 0) == 0; };
-    auto dab = [&] { i.d = P.slot(o[0]); if (o.size() > 1) i.a = P.slot(o[1]); if (o.size() > 2) i.b = P.slot(o[2]); if (o.size() > 3) i.c = P.slot(o[3]); };
+    auto dab = [&] { if (!o.empty()) i.d = P.slot(o[0]); if (o.size() > 1) i.a = P.slot(o[1]); if (o.size() > 2) i.b = P.slot(o[2]); if (o.size() > 3) i.c = P.slot(o[3]); };
 
     if (op == "ret" || op == "exit") { i.exec = RUN { (void)i; t.done = true; }; return true; }
     if (op == "bra") { i.label = P.resolve(o[0]); i.exec = RUN { t.pc = i.target; }; return true; }
@@ -215,18 +217,30 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
         i.d = P.slot(o[0]);
         if (o[1][0] == '{') { i.v1 = P.list(o[1]); i.n = width(type) * 8 / int(i.v1.size()); i.exec = RUN { Reg x = 0; for (size_t k = 0; k < i.v1.size(); ++k) x |= (t.r[i.v1[k]] & ((1ull << i.n) - 1)) << (k * i.n); R(d) = x; }; return true; }
         if (auto it = special.find(o[1]); it != special.end()) { i.exec = it->second; return true; }
-        if (o[1] == "dynamic_smem") { i.exec = RUN { R(d) = smem_addr(dynamic_smem()); }; return true; }
+        if (P.dynamic_shared.count(o[1])) { i.exec = RUN { R(d) = smem_addr(dynamic_smem()); }; return true; }
         for (auto& [n, off] : P.p.params) if (n == o[1]) { i.off = off; i.exec = RUN { R(d) = Reg(t.params + i.off); }; return true; }
         i.a = P.slot(o[1]);
         i.exec = RUN { R(d) = R(a); };
         return true;
     }
-    if (op == "ld" && has("param")) {
-        i.d = P.slot(o[0]); i.n = width(type);
-        Str s = o[1].substr(1, o[1].size() - 2);
-        auto plus = s.find('+');
-        for (auto& [n, off] : P.p.params) if (n == s.substr(0, plus)) i.off = off + (plus == Str::npos ? 0 : atoi(s.c_str() + plus + 1));
-        i.exec = RUN { Reg x = 0; std::memcpy(&x, t.params + i.off, i.n); R(d) = x; };
+    if (op == "ld" && has("param")) {                 // of a named parameter, or through a register with its address
+        i.v1 = o[0][0] == '{' ? P.list(o[0]) : std::vector<int>{P.slot(o[0])};
+        i.n = width(type);
+        i.k = type[0] == 's';
+        Str s = o[1].substr(1, o[1].size() - 2), name = s.substr(0, s.find('+'));
+        i.off = s.find('+') == Str::npos ? 0 : atoi(s.c_str() + s.find('+') + 1);
+        bool named = false;
+        for (auto& [n, off] : P.p.params) if (n == name) { i.off += off; named = true; }
+        if (!named) i.a = P.slot(name);
+        i.exec = RUN {
+            const char* p = (i.a < 0 ? t.params : reinterpret_cast<char*>(R(a))) + i.off;
+            for (size_t k = 0; k < i.v1.size(); ++k) {
+                Reg x = 0;
+                std::memcpy(&x, p + k * i.n, i.n);
+                if (i.k && i.n < 8) x = Reg(int64_t(x << (64 - 8 * i.n)) >> (64 - 8 * i.n));
+                t.r[i.v1[k]] = x;
+            }
+        };
         return true;
     }
     if (op == "ld" || op == "st") {
@@ -272,12 +286,7 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
         P.address(i, o[at], i.a);
         i.b = P.slot(o[at + 1]);
         i.exec = RUN {
-            char* p = global(t, i, i.a);
-            touch(p, 4, true, true, &i);
-            auto* u = reinterpret_cast<uint32_t*>(p);
-            uint32_t old = __atomic_load_n(u, __ATOMIC_RELAXED);
-            while (!__atomic_compare_exchange_n(u, &old, uint32_t(reg<float>(as<float>(old) + as<float>(R(b)))), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
-            R(d) = old;
+            R(d) = atomic_rmw(Rmw::AddF32, Order::Relaxed, global(t, i, i.a), 4, uint32_t(R(b)), 0, i.at);
         };
         return true;
     }
@@ -339,14 +348,14 @@ bool build(Parser& P, Ins& i, const Str& opcode, const std::vector<Str>& o) {
     if (opcode == "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes") {
         Ins x;
         P.address(x, o[0], i.a); P.address(i, o[1], i.b); P.address(x, o[2], i.c);
-        i.exec = RUN { tma_load_2d(smem_pointer(uint32_t(R(a))), (const void*)R(b), (uint64_t*)smem_pointer(uint32_t(R(c))), int(t.r[i.v0[0]]), int(t.r[i.v0[1]]), i.at); };
+        i.exec = RUN { const int at[] = {int(t.r[i.v0[0]]), int(t.r[i.v0[1]])}; tma_load(smem_pointer(uint32_t(R(a))), (const void*)R(b), (uint64_t*)smem_pointer(uint32_t(R(c))), at, 2, i.at); };
         return i.v0.size() == 2;
     }
     if (opcode == "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group" || opcode == "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group") {
         Ins x;
         P.address(i, o[0], i.b); P.address(x, o[1], i.a);
         i.k = has("add");
-        i.exec = RUN { tma_store_2d(i.k ? Bulk::ReduceAdd : Bulk::Store, (const void*)R(b), smem_pointer(uint32_t(R(a))), int(t.r[i.v0[0]]), int(t.r[i.v0[1]]), i.at); };
+        i.exec = RUN { const int at[] = {int(t.r[i.v0[0]]), int(t.r[i.v0[1]])}; tma_store(i.k ? Bulk::ReduceAdd : Bulk::Store, (const void*)R(b), smem_pointer(uint32_t(R(a))), at, 2, i.at); };
         return i.v0.size() == 2;
     }
     if (opcode == "cp.async.bulk.commit_group") { i.exec = RUN { (void)t; (void)i; bulk_commit(); }; return true; }
@@ -401,10 +410,18 @@ int load_ptx(const char* text) {
     static std::vector<std::unique_ptr<Str>> kept;
     std::map<int, const char*> file_name;
     for (auto& [n, f] : files) { kept.push_back(std::make_unique<Str>(f)); file_name[n] = kept.back()->c_str(); }
+    std::set<Str> dynamic_shared;
+    for (const char* s = text; (s = strstr(s, ".extern .shared")); ++s) {
+        const char* end = strpbrk(s, "[;");
+        const char* begin = end;
+        while (end && !isspace((unsigned char)begin[-1])) --begin;
+        if (end) dynamic_shared.insert(Str(begin, end));
+    }
     int count = 0;
     const char* s = text;
     while ((s = strstr(s, ".visible .entry "))) {
         Parser P;
+        P.dynamic_shared = dynamic_shared;
         s += strlen(".visible .entry ");
         const char* paren = strchr(s, '(');
         P.p.name = Str(s, paren);
@@ -445,8 +462,8 @@ int load_ptx(const char* text) {
                 const char* eol = strchr(c, '\n');
                 Str line(c, eol);
                 if (sscanf(c, ".loc %d %d %d", &f, &l, &col) == 3) at = {file_name.count(f) ? file_name[f] : "ptx", l};
-                auto in = line.find("inlined_at ");               // a wrapper in ptx.cuh: name its caller
-                if (in != Str::npos && strstr(at.file, "ptx.cuh") && sscanf(line.c_str() + in, "inlined_at %d %d", &f, &l) == 2) at = {file_name[f], l};
+                auto in = line.find("inlined_at ");               // a wrapper in kernels/prim: name its caller
+                if (in != Str::npos && strstr(at.file, "/prim/") && sscanf(line.c_str() + in, "inlined_at %d %d", &f, &l) == 2) at = {file_name[f], l};
                 c = eol;
                 continue;
             }

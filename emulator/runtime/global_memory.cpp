@@ -8,7 +8,7 @@
 
 namespace emu {
 namespace {
-constexpr size_t kHeap = size_t(256) << 30;             // of addresses, reserved
+constexpr size_t kHeap = size_t(4) << 40;               // of addresses: never used twice, so that a stale pointer faults
 struct Alloc {
     uintptr_t base;
     size_t bytes, span;
@@ -153,7 +153,8 @@ static void conflict(const char* what, const char* done, const Loc& loc, size_t 
 }
 
 void check_global(uintptr_t addr, size_t n, bool write, bool atomic, int who, uint32_t clk, const Clock& c, const Loc& loc) {
-    (write ? me->counters.global_write : me->counters.global_read) += n;
+    if (write) me->counters.global_write += n;
+    else if (!atomic) me->counters.global_read += n;            // an atomic counts as its write
     Alloc* a = find(addr, n);
     if (!a) {
         report("global out of bounds", loc, "%s of %zu bytes at %p", write ? "write" : "read", n, (void*)addr);

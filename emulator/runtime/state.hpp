@@ -60,9 +60,12 @@ struct Barrier { int expected = 0, arrived = 0; Clock clock; std::vector<Fiber*>
 
 // ---- copy engine -------------------------------------------------------------------------------------------------------
 struct Map {                                         // what the emulated driver encodes into a CUtensorMap
-    uint64_t magic, base, dim[2], stride;            // stride of dim 1 in bytes
-    uint32_t box[2], elem, type, swizzle, oob;
-    uint64_t pad[8];
+    uint64_t magic, base, stride[4];                 // bytes from one to the next in dimensions 1 to 4
+    uint32_t last[5];                                // a dimension's size less one: up to 2^32 elements
+    uint16_t box[5];
+    uint8_t rank, elem, type, swizzle, pad[46];
+    uint64_t dim(int i) const { return uint64_t(last[i]) + 1; }
+    uint32_t box_bytes() const { uint32_t n = elem; for (int i = 0; i < rank; ++i) n *= box[i]; return n; }
 };
 static_assert(sizeof(Map) == 128);
 struct MBar {
@@ -77,8 +80,9 @@ struct MBar {
     struct Waiter { Fiber* f; uint32_t parity; };
     std::vector<Waiter> waiting;
 };
-struct LoadOp { MBar* bar; Map map; uint32_t dst; int x, y; uint32_t bytes; uint16_t tag; Site at; };
-struct BulkOp { Bulk kind; Map map; uint32_t src; int x, y; uint32_t bytes; uint32_t clk; Fiber* by; bool read_done = false; Site at; };
+struct Coords { int at[5]; };                        // 0 beyond the rank
+struct LoadOp { MBar* bar; Map map; uint32_t dst; Coords from; uint32_t bytes; uint16_t tag; Site at; };
+struct BulkOp { Bulk kind; Map map; uint32_t src; Coords to; uint32_t bytes; uint32_t clk; Fiber* by; bool read_done = false; Site at; };
 
 // ---- tensor cores ------------------------------------------------------------------------------------------------------
 struct InFlightAcc { std::vector<float> value; int n; int uses; };
@@ -201,7 +205,6 @@ enum Kind { kShfl = 1, kBallot, kSyncWarp, kLdm, kStm, kMma, kWgmma, kWgFence, k
 // True (not null) for the last lane to arrive, which acts for all and then calls finish_warp.
 Rendezvous* warp_collective(int kind, uint32_t mask, void* args, Site at, const char* name);
 void finish_warp(Rendezvous*);
-Map decode(const void* map, Site at);
 bool engine_step(bool random);                       // lets one TMA load land
 void finish_store(BulkOp&);
 float to_float(Format, uint32_t bits);

@@ -1,63 +1,104 @@
 // Tensor maps and the copy engine. Loads land when nothing else can run (lazy), at once (eager) or at random; stores read
 // their source when this thread waits for them at the latest.
+#include <cstdio>
+
 #include "mbarrier.hpp"
 
 namespace emu {
 
 static constexpr uint64_t kMapMagic = 0x50414d524f534e54ull;
 
+// The checks are those that cuda.h and the programming guide document for cuTensorMapEncodeTiled.
 int tensor_map_encode_tiled(void* out, int type, uint32_t rank, void* gaddr, const uint64_t* dims, const uint64_t* strides,
-                            const uint32_t* box, const uint32_t* es, int interleave, int swizzle, int, int oob) {
-    const int invalid = 1;   // CUDA_ERROR_INVALID_VALUE
-    if ((uintptr_t)out % 64 || rank != 2 || (type != kBf16 && type != kF16 && type != kF32 && type != kTf32) || interleave != 0 || oob != 0) return invalid;
-    uint32_t elem = type == kBf16 || type == kF16 ? 2 : 4;
-    if ((uintptr_t)gaddr % 16 || strides[0] % 16 || strides[0] >= (1ull << 40)) return invalid;
-    for (int i = 0; i < 2; ++i) if (!dims[i] || dims[i] > (1ull << 32) || !box[i] || box[i] > 256 || es[i] != 1) return invalid;
-    uint32_t inner = box[0] * elem;
-    if (inner % 16 || swizzle < 0 || swizzle > 3) return invalid;
-    if (swizzle && inner > (16u << swizzle)) return invalid;              // 32, 64, 128 bytes
-    if (strides[0] < dims[0] * elem) return invalid;
+                            const uint32_t* box, const uint32_t* element_strides, int interleave, int swizzle, int l2, int oob) {
+    const int invalid = 1, unsupported = 801;        // CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED
+    static const uint8_t sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};         // of CUtensorMapDataType
+    if ((uintptr_t)out % 64 || type < 0 || type > 12 || rank < 1 || rank > 5 || l2 < 0 || l2 > 3 || oob < 0 || oob > 1) return invalid;
+    if (interleave != 0 || oob != 0) {
+        fprintf(stderr, "emulated driver: tensor maps with interleave or NaN fill are not emulated\n");
+        return unsupported;
+    }
     Map m{};
-    m.magic = kMapMagic; m.base = (uint64_t)gaddr; m.dim[0] = dims[0]; m.dim[1] = dims[1]; m.stride = strides[0];
-    m.box[0] = box[0]; m.box[1] = box[1]; m.elem = elem; m.type = type; m.swizzle = swizzle; m.oob = oob;
+    m.elem = sizes[type];
+    if ((uintptr_t)gaddr % 16 || swizzle < 0 || swizzle > 3) return invalid;
+    for (uint32_t i = 0; i < rank; ++i) {
+        if (!dims[i] || dims[i] > (1ull << 32) || !box[i] || box[i] > 256 || !element_strides[i] || element_strides[i] > 8) return invalid;
+        if (element_strides[i] != 1) { fprintf(stderr, "emulated driver: tensor maps with element strides are not emulated\n"); return unsupported; }
+        m.last[i] = uint32_t(dims[i] - 1);
+        m.box[i] = uint16_t(box[i]);
+        if (i + 1 == rank) break;
+        uint64_t least = i ? strides[i - 1] * dims[i] : dims[0] * m.elem;
+        if (strides[i] % 16 || strides[i] >= (1ull << 40) || strides[i] < least) return invalid;
+        m.stride[i] = strides[i];
+    }
+    uint32_t inner = box[0] * m.elem;
+    if (inner % 16 || (swizzle && inner > (16u << swizzle))) return invalid;       // 32, 64, 128 bytes
+    m.magic = kMapMagic;
+    m.base = (uint64_t)gaddr;
+    m.rank = uint8_t(rank);
+    m.type = uint8_t(type);
+    m.swizzle = uint8_t(swizzle);
     std::memcpy(out, &m, sizeof m);
     return 0;
 }
-Map decode(const void* m, Site at) {
+static Map decode(const void* m, int rank, Site at) {
     Map r;
     if ((uintptr_t)m % 64) { report("bad tensor map", at, "not at a multiple of 64 bytes"); abandon(); }
     std::memcpy(&r, m, sizeof r);
     if (r.magic != kMapMagic) { report("bad tensor map", at, "not an encoded tensor map"); abandon(); }
+    if (r.rank != rank) { report("bad tensor map", at, "a map of rank %d in an instruction of rank %d", r.rank, rank); abandon(); }
     return r;
 }
 uint32_t swizzle_addr(uint32_t a, int bits) { return a ^ (((a >> 7) & ((1u << bits) - 1)) << 4); }
-static int swizzle_bits(int mode) { return mode == 3 ? 3 : mode == 2 ? 2 : mode == 1 ? 1 : 0; }   // CUtensorMapSwizzle 128B, 64B, 32B
 
-// Visit the box row by row: f(smem address of a 16-byte chunk, coordinates of its first element)
-template <class F> static void for_each_chunk(const Map& m, uint32_t smem, int x, int y, F f) {
-    uint32_t row_bytes = m.box[0] * m.elem;
-    int bits = swizzle_bits(m.swizzle);
-    for (uint32_t r = 0; r < m.box[1]; ++r)
-        for (uint32_t b = 0; b < row_bytes; b += 16) f(swizzle_addr(smem + r * row_bytes + b, bits), int64_t(x) + b / m.elem, int64_t(y) + r);
+// Visit the rows of the box: f(row's number in the box, coordinates of its first element)
+template <class F> static void for_each_row(const Map& m, const Coords& c, F f) {
+    uint32_t rows = 1;
+    for (int i = 1; i < m.rank; ++i) rows *= m.box[i];
+    for (uint32_t r = 0; r < rows; ++r) {
+        int64_t at[5] = {c.at[0]};
+        uint32_t rest = r;
+        for (int i = 1; i < m.rank; ++i) { at[i] = int64_t(c.at[i]) + rest % m.box[i]; rest /= m.box[i]; }
+        f(r, at);
+    }
 }
-static bool inside(const Map& m, int64_t x, int64_t y) { return y >= 0 && y < int64_t(m.dim[1]) && x >= 0 && x < int64_t(m.dim[0]); }
-static char* element(const Map& m, int64_t x, int64_t y) { return (char*)m.base + y * m.stride + x * m.elem; }
-// The rows of the box that lie inside, as ranges of global memory
-template <class F> static void for_each_row(const Map& m, int x, int y, F f) {
-    int64_t x0 = std::max(x, 0), x1 = std::min<int64_t>(int64_t(x) + m.box[0], m.dim[0]);
-    for (int64_t gy = std::max(y, 0); gy < std::min<int64_t>(int64_t(y) + m.box[1], m.dim[1]); ++gy)
-        if (x1 > x0) f((uintptr_t)element(m, x0, gy), size_t(x1 - x0) * m.elem);
+static char* row_address(const Map& m, const int64_t* at) {     // null: outside
+    char* p = (char*)m.base;
+    for (int i = 1; i < m.rank; ++i) {
+        if (at[i] < 0 || at[i] >= int64_t(m.dim(i))) return nullptr;
+        p += at[i] * int64_t(m.stride[i - 1]);
+    }
+    return p;
+}
+// f(address in shared memory of an element, its address in global memory or null where it lies outside)
+template <class F> static void for_each_element(const Map& m, uint32_t smem, const Coords& c, F f) {
+    const uint32_t row_bytes = m.box[0] * m.elem;
+    const int bits = m.swizzle;                                 // CUtensorMapSwizzle: 1, 2, 3 for 32, 64, 128 bytes
+    for_each_row(m, c, [&](uint32_t r, const int64_t* at) {
+        char* row = row_address(m, at);
+        for (uint32_t b = 0; b < row_bytes; b += 16) {
+            uint32_t a = swizzle_addr(smem + r * row_bytes + b, bits);
+            for (uint32_t e = 0; e < 16; e += m.elem) {
+                int64_t x = at[0] + (b + e) / m.elem;
+                f(a + e, row && x >= 0 && x < int64_t(m.dim(0)) ? row + x * m.elem : nullptr);
+            }
+        }
+    });
+}
+// What of the box lies inside, as ranges of global memory
+template <class F> static void for_each_range(const Map& m, const Coords& c, F f) {
+    for_each_row(m, c, [&](uint32_t, const int64_t* at) {
+        char* row = row_address(m, at);
+        int64_t x0 = std::max<int64_t>(at[0], 0), x1 = std::min<int64_t>(at[0] + m.box[0], m.dim(0));
+        if (row && x1 > x0) f((uintptr_t)row + x0 * m.elem, size_t(x1 - x0) * m.elem);
+    });
 }
 
 static void copy_in(const LoadOp& op) {
     const Map& m = op.map;
-    for_each_chunk(m, op.dst, op.x, op.y, [&](uint32_t a, int64_t gx, int64_t gy) {
-        char* d = smem_ptr(a);
-        for (int i = 0; i < int(16 / m.elem); ++i, d += m.elem) {
-            if (!inside(m, gx + i, gy)) { std::memset(d, 0, m.elem); continue; }
-            char* g = element(m, gx + i, gy);
-            if (owned((uintptr_t)g, m.elem)) std::memcpy(d, g, m.elem);      // a lying map was reported at the issue
-        }
+    for_each_element(m, op.dst, op.from, [&](uint32_t a, char* g) {
+        if (!g) std::memset(smem_ptr(a), 0, m.elem);
+        else if (owned((uintptr_t)g, m.elem)) std::memcpy(smem_ptr(a), g, m.elem);      // a lying map was reported at the issue
     });
 }
 template <class T, class F> static void combine(T* p, F f) {
@@ -73,26 +114,22 @@ static uint16_t narrow(Format f, float x) {
 static void copy_out(const BulkOp& op) {
     const Map& m = op.map;
     Format format = Format(m.type);
-    for_each_chunk(m, op.src, op.x, op.y, [&](uint32_t a, int64_t gx, int64_t gy) {
+    for_each_element(m, op.src, op.to, [&](uint32_t a, char* g) {
         const char* s = smem_ptr(a);
-        for (int i = 0; i < int(16 / m.elem); ++i, s += m.elem) {
-            if (!inside(m, gx + i, gy)) continue;
-            char* g = element(m, gx + i, gy);
-            if (!owned((uintptr_t)g, m.elem)) continue;
-            if (op.kind == Bulk::Store) std::memcpy(g, s, m.elem);
-            else if (m.elem == 4) {
-                float v;
-                std::memcpy(&v, s, 4);
-                combine((uint32_t*)g, [&](uint32_t old) { float p; std::memcpy(&p, &old, 4); p += v; std::memcpy(&old, &p, 4); return old; });
-            } else {
-                uint16_t v;
-                std::memcpy(&v, s, 2);
-                combine((uint16_t*)g, [&](uint16_t old) { return narrow(format, to_float(format, old) + to_float(format, v)); });
-            }
+        if (!g || !owned((uintptr_t)g, m.elem)) return;
+        if (op.kind == Bulk::Store) std::memcpy(g, s, m.elem);
+        else if (m.elem == 4) {
+            float v;
+            std::memcpy(&v, s, 4);
+            combine((uint32_t*)g, [&](uint32_t old) { float p; std::memcpy(&p, &old, 4); p += v; std::memcpy(&old, &p, 4); return old; });
+        } else {
+            uint16_t v;
+            std::memcpy(&v, s, 2);
+            combine((uint16_t*)g, [&](uint16_t old) { return narrow(format, to_float(format, old) + to_float(format, v)); });
         }
     });
     if (checking())
-        for_each_row(m, op.x, op.y, [&](uintptr_t p, size_t n) {
+        for_each_range(m, op.to, [&](uintptr_t p, size_t n) {
             check_global(p, n, true, op.kind == Bulk::ReduceAdd, op.by->storer + kMaxStorers, op.clk, op.by->clock, op.at);
         });
 }
@@ -102,7 +139,7 @@ static void finish_load(LoadOp& op) {
     MBar& b = *op.bar;
     uint32_t clk = ++b.op_clk;
     if (checking()) {
-        for_each_chunk(op.map, op.dst, 0, 0, [&](uint32_t a, int64_t, int64_t) { land(a, 16, b.who, clk, true); });
+        land(op.dst, op.bytes, b.who, clk, true);
         b.pend.all[b.who] = clk;
         b.pend.fenced[b.who] = clk;
     }
@@ -120,32 +157,42 @@ bool engine_step(bool random) {
     return true;
 }
 
-void tma_load_2d(void* dst, const void* map, uint64_t* bar, int x, int y, Site at) {
+static Coords coordinates(const int* c, int rank) {
+    Coords r{};
+    std::copy(c, c + rank, r.at);
+    return r;
+}
+static void check_swizzle(const Map& m, Site at) {
+    if (m.swizzle && m.box[0] * m.elem != (16u << m.swizzle)) { report("tensor map", at, "swizzled box narrower than the swizzle span is not emulated"); abandon(); }
+}
+void tma_load(void* dst, const void* map, uint64_t* bar, const int* coords, int rank, Site at) {
     Fiber* f = self();
-    Map m = decode(map, at);
+    Map m = decode(map, rank, at);
+    check_swizzle(m, at);
     MBar& b = bar_at(bar, "TMA load", at);
     if (!b.visible_to_async) report("mbarrier init not fenced", at, "the async proxy may not see the initialised mbarrier");
-    uint32_t bytes = m.box[0] * m.box[1] * m.elem;
+    uint32_t bytes = m.box_bytes();
     if (!in_smem(dst, bytes, "TMA load", at)) abandon();
     uint32_t a = smem_addr(dst);
     if (a % 128) { report("misaligned", at, "TMA destination smem+%u is not 128-byte aligned", a - kSmemBase); abandon(); }
-    if (m.swizzle && m.box[0] * m.elem != (16u << m.swizzle)) { report("tensor map", at, "swizzled box narrower than the swizzle span is not emulated"); abandon(); }
     Cta& c = me->cta;
-    auto op = std::make_unique<LoadOp>(LoadOp{&b, m, a, x, y, bytes, 0, at});
+    auto op = std::make_unique<LoadOp>(LoadOp{&b, m, a, coordinates(coords, rank), bytes, 0, at});
     op->tag = uint16_t(0x8000 | (c.next_tag++ & 0x7fff));
     if (checking()) {
-        for_each_row(m, x, y, [&](uintptr_t p, size_t n) { check_global(p, n, false, false, f->id, now(f), f->clock, at); });
+        for_each_range(m, op->from, [&](uintptr_t p, size_t n) { check_global(p, n, false, false, f->id, now(f), f->clock, at); });
         check_write(a, bytes, b.who, b.op_clk + 1, f->clock, true, false, op->tag, nullptr, at);
     }
     std::memset(dst, 0xff, bytes);
     if (me->launch->opt.async == Async::Eager) finish_load(*op);
     else c.loads.push_back(std::move(op));
 }
-void tma_store_2d(Bulk kind, const void* map, const void* src, int x, int y, Site at) {
+void tma_store(Bulk kind, const void* map, const void* src, const int* coords, int rank, Site at) {
     Fiber* f = self();
-    Map m = decode(map, at);
-    uint32_t bytes = m.box[0] * m.box[1] * m.elem;
+    Map m = decode(map, rank, at);
+    check_swizzle(m, at);
+    uint32_t bytes = m.box_bytes();
     if (!in_smem(src, bytes, "TMA store", at)) abandon();
+    if (kind == Bulk::ReduceAdd && m.type != kBf16 && m.type != kF16 && m.type != kF32) { report("tensor map", at, "a reduction of type %d is not emulated", m.type); abandon(); }
     uint32_t a = smem_addr(src);
     if (a % 128) { report("misaligned", at, "TMA source smem+%u is not 128-byte aligned", a - kSmemBase); abandon(); }
     Cta& c = me->cta;
@@ -154,7 +201,7 @@ void tma_store_2d(Bulk kind, const void* map, const void* src, int x, int y, Sit
         f->storer = c.threads + kMaxWg + kMaxBars + c.storers++;
     }
     uint32_t clk = f->clock.all[f->storer] + uint32_t(f->bulk_groups.size()) + 1;   // one tick per group
-    auto op = std::make_unique<BulkOp>(BulkOp{kind, m, a, x, y, bytes, clk, f, false, at});
+    auto op = std::make_unique<BulkOp>(BulkOp{kind, m, a, coordinates(coords, rank), bytes, clk, f, false, at});
     if (checking()) check_read(a, bytes, f->storer, clk, f->clock, true, false, nullptr, at);
     f->bulk.push_back(op.get());
     if (me->launch->opt.async == Async::Eager) finish_store(*op);

@@ -115,12 +115,11 @@ fn open(name: &str, flags: c_int) -> Result<Library, String> {
     if handle.is_null() {
         // SAFETY: after a failure dlerror returns a C string or null.
         let why = unsafe { dlerror() };
+        if why.is_null() {
+            return Err(format!("cannot load {name}"));
+        }
         // SAFETY: as above.
-        return Err(if why.is_null() {
-            format!("cannot load {name}")
-        } else {
-            unsafe { CStr::from_ptr(why) }.to_string_lossy().into()
-        });
+        return Err(unsafe { CStr::from_ptr(why) }.to_string_lossy().into());
     }
     Ok(Library(handle))
 }

@@ -4,6 +4,11 @@
 
 namespace prim {
 
+// x, of which the compiler knows nothing any more: what depends on it is computed where it stands.
+PRIM u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 PRIM u32 f32_bits(float x) { return __float_as_uint(x); }
 PRIM float bits_f32(u32 x) { return __uint_as_float(x); }
 

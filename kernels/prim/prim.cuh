@@ -14,6 +14,7 @@
 #if __CUDA_ARCH__ >= 900
 #include "tma.cuh"
 #include "wgmma.cuh"
+#include "cluster.cuh"
 #endif
 #undef PRIM
 #else

@@ -28,9 +28,21 @@ PRIM void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y) 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                  ::"r"(smem_addr(smem)), "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y) : "memory");
 }
+PRIM void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, L2 keep) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;"
+                 ::"r"(smem_addr(smem)), "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "l"(u64(keep)) : "memory");
+}
+PRIM void tma_load_3d(void* smem, const TensorMap* map, u64* bar, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+                 ::"r"(smem_addr(smem)), "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "r"(z) : "memory");
+}
 PRIM void tma_store_2d(const TensorMap* map, const void* smem, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];"
                  ::"l"(map), "r"(smem_addr(smem)), "r"(x), "r"(y) : "memory");
+}
+PRIM void tma_store_3d(const TensorMap* map, const void* smem, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];"
+                 ::"l"(map), "r"(smem_addr(smem)), "r"(x), "r"(y), "r"(z) : "memory");
 }
 PRIM void tma_reduce_add_2d(const TensorMap* map, const void* smem, int x, int y) {
     asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];"

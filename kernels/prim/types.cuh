@@ -20,4 +20,7 @@ struct alignas(64) TensorMap { u64 o[16]; };     // CUtensorMap, opaque
 // How a matrix operand lies in memory: its contraction dimension contiguous, or its rows (columns of B).
 enum class Major : int { K = 0, MN = 1 };
 
+// How long a copy's lines should stay in the L2 cache: the policies that createpolicy makes for all of an access.
+enum class L2 : u64 { Normal = 0x1000000000000000ull, EvictFirst = 0x12F0000000000000ull, EvictLast = 0x14F0000000000000ull };
+
 }  // namespace prim

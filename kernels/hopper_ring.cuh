@@ -1,0 +1,155 @@
+// Tiles of E·Cᵀ on Hopper: one thread feeds a ring of shared-memory stages through the copy engine, two warpgroups multiply
+// with wgmma. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
+//
+//        256 classes               stage: 128 + 256 rows of 128 bytes, each operand K-major under the 128-byte swizzle:
+//    0 ┌─────────────┐             16-byte chunk c of the row at address a lies in place c ^ (a / 128 % 8)
+//      │ consumer 0  │ 64 rows
+//   64 ├─────────────┤             acc[c][i] of thread t of consumer w is row    64 w + 16 (t / 32) + t % 32 / 4 + 8 (i / 2)
+//      │ consumer 1  │                                           and class  8 c + 2 (t % 4) + i % 2 of the tile.
+//  128 └─────────────┘
+//
+// full[s]: the bytes of stage s have landed. empty[s]: every warp of every consumer that reads stage s has read it.
+// In a cluster the blocks have different rows and the same classes: each loads its part of C into all of them, so that empty
+// counts the warps of all blocks.
+#pragma once
+
+#include "abi_sm90.h"
+#include "hopper_schedule.cuh"
+
+namespace hopper {
+
+using prim::u8;
+
+// ---- shape --------------------------------------------------------------------------------------------------------
+constexpr u32 TILE_V = SM90_TILE_V, TILE_D = SM90_TILE_D;
+constexpr u32 STAGES = 4;
+constexpr u32 CONSUMERS = 2, CONSUMER_ROWS = BLOCK_N / CONSUMERS;
+constexpr u32 WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
+constexpr u32 ROW_BYTES = TILE_D * 2;
+constexpr u32 STAGE_BYTES = (BLOCK_N + TILE_V) * ROW_BYTES;
+constexpr u32 CLASS_BOX = 128;               // rows of a box of C
+constexpr u32 MMA_V = TILE_V / 8;            // groups of 8 classes
+
+struct Box { u32 token; prim::u16 row, map; };    // of embeddings[map], from token on, to this row of the tile
+
+struct Ring {
+    alignas(1024) u8 rows[STAGES][BLOCK_N * ROW_BYTES];
+    alignas(1024) u8 classes[STAGES][TILE_V * ROW_BYTES];
+    Box boxes[BLOCK_N];                      // of the producer alone
+    u64 full[STAGES], empty[STAGES];
+};
+
+// Where a thread is in the ring: the stage, and the parity of the current lap.
+struct Cursor {
+    u32 stage = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// By one thread, before a barrier of the block or cluster.
+template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
+    for (u32 s = 0; s < STAGES; ++s) {
+        prim::mbarrier_init(&ring.full[s], 1);
+        prim::mbarrier_init(&ring.empty[s], CLUSTER * CONSUMERS * WARPGROUP / 32);
+    }
+    prim::fence_mbarrier_init();
+}
+
+// ---- producer -------------------------------------------------------------------------------------------------------
+// The boxes of E that fill a tile. Rows are the tokens that are not ignored: mostly one run of tokens, one box. Otherwise
+// each run is cut into boxes of 8 and 1. A box may begin at any row: the swizzle is a function of the shared address (CUDA
+// Programming Guide, "Tensor Memory Access Swizzle": row y of a buffer that lies `offset` rows past a multiple of 1024 bytes
+// is swizzled by y + offset). The last run goes on through the rows that are not there, which are masked; outside of E
+// there are zeros.
+__device__ __forceinline__ u32 find_boxes(const LceArgs& a, Box* boxes, u32 row_block) {
+    const u32 first_row = row_block * BLOCK_N, num_rows = a.saved.header->num_rows;
+    const u32 rows = first_row < num_rows ? smaller(BLOCK_N, num_rows - first_row) : 0;
+    const u32* token = a.saved.row_token + first_row;
+    if (rows == 0 || token[rows - 1] - token[0] == rows - 1) {
+        boxes[0] = {rows == 0 ? a.problem.tokens : token[0], 0, 0};
+        return 1;
+    }
+    u32 count = 0;
+    for (u32 row = 0, end; row < BLOCK_N; row = end) {
+        const u32 first = token[row];
+        for (end = row + 1; end < rows && token[end] - first == end - row;) ++end;
+        if (end == rows) end = BLOCK_N;
+        for (u32 at = row; at < end;) {
+            const bool eight = end - at >= 8;
+            boxes[count++] = {first + (at - row), prim::u16(at), prim::u16(eight ? 1 : 2)};
+            at += eight ? 8 : 1;
+        }
+    }
+    return count;
+}
+
+// One thread, for all steps of tiles [first_tile, end_tile). rank: of the block in its cluster.
+template <u32 CLUSTER>
+__device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, Cursor& at, u32 rank, u32 row_block, u32 first_tile, u32 end_tile) {
+    const u32 steps = div_up(a.args.problem.hidden, TILE_D);
+    const u32 boxes = find_boxes(a.args, ring.boxes, row_block);
+    for (u32 tile = first_tile; tile < end_tile; ++tile) {
+        for (u32 step = 0; step < steps; ++step, at.advance()) {
+            const int column = int(step * TILE_D);
+            u64* full = &ring.full[at.stage];
+            if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+            else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
+            prim::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
+#pragma unroll 1
+            for (u32 b = 0; b < boxes; ++b) {
+                const Box box = ring.boxes[b];
+                prim::tma_load_2d(&ring.rows[at.stage][box.row * ROW_BYTES], &a.embeddings[box.map], full, column, int(box.token), prim::L2::EvictLast);
+            }
+            // Each block of a cluster loads its part of C, into all blocks.
+            for (u32 part = rank; part < TILE_V / CLASS_BOX; part += CLUSTER) {
+                u8* to = &ring.classes[at.stage][part * CLASS_BOX * ROW_BYTES];
+                const int first_class = int(tile * TILE_V + part * CLASS_BOX);
+                if constexpr (CLUSTER == 1) prim::tma_load_2d(to, &a.classifier, full, column, first_class, prim::L2::EvictFirst);
+                else prim::tma_load_2d_multicast(to, &a.classifier, full, column, first_class, prim::u16((1u << CLUSTER) - 1), prim::L2::EvictFirst);
+            }
+        }
+    }
+}
+
+// ---- consumers --------------------------------------------------------------------------------------------------------
+// Matrix descriptor of a K-major tile at a multiple of 1024 bytes: 8 rows are one pattern of 1024 bytes, swizzle 128 bytes.
+__device__ __forceinline__ u64 descriptor(const u8* tile) {
+    return u64(prim::smem_addr(tile) & 0x3ffff) >> 4 | u64(1024 >> 4) << 32 | u64(1) << 62;
+}
+
+// By a warp: stage has been read. In a cluster lane r tells block r.
+template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
+    const u32 lane = threadIdx.x % 32;
+    if (lane >= CLUSTER) return;
+    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
+    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
+}
+
+// One tile, by a consumer. Two groups of products are in flight: a stage is released when the next one's have been issued and
+// its own are done. `meanwhile(step)` runs while the products of the step do.
+template <class T, u32 CLUSTER, class Meanwhile>
+__device__ __forceinline__ void multiply_tile(float (&acc)[4 * MMA_V], Ring& ring, Cursor& at, u32 steps, u32 consumer, Meanwhile meanwhile) {
+    constexpr u32 K16 = 32 >> 4;             // from one k16 to the next within the swizzled row, in units of a descriptor
+    u32 previous = 0;
+    for (u32 step = 0; step < steps; ++step, at.advance()) {
+        prim::mbarrier_wait(&ring.full[at.stage], at.parity);
+        const u64 rows = descriptor(&ring.rows[at.stage][consumer * CONSUMER_ROWS * ROW_BYTES]);
+        const u64 classes = descriptor(ring.classes[at.stage]);
+        prim::wgmma_fence();
+#pragma unroll
+        for (u32 k = 0; k < TILE_D / 16; ++k)
+            prim::wgmma_m64k16<T, int(TILE_V), prim::Major::K, prim::Major::K>(acc, rows + k * K16, classes + k * K16, step > 0 || k > 0);
+        prim::wgmma_commit();
+        meanwhile(step);
+        if (step > 0) {
+            prim::wgmma_wait<1>(acc);
+            release<CLUSTER>(ring, previous);
+        }
+        previous = at.stage;
+    }
+    prim::wgmma_wait<0>(acc);
+    release<CLUSTER>(ring, previous);
+}
+
+}  // namespace hopper

@@ -1,0 +1,39 @@
+// sm_90: clusters of thread blocks, which reach each other's shared memory.
+#pragma once
+#include "memory.cuh"
+
+namespace prim {
+
+PRIM u32 cluster_rank() {                                       // of this block in its cluster
+    u32 r;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+// All threads of all blocks of the cluster; what was written before is seen after, also in the others' shared memory.
+PRIM void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// At the barrier in the same place of the shared memory of block `rank`. It hands back what wgmma or the copy engine has read, and
+// orders no plain accesses of the cluster's blocks: release at cluster scope would be a fence of the whole GPU's memory.
+PRIM void mbarrier_arrive_cluster(u64* bar, u32 rank) {
+    asm volatile(
+        "{\n\t.reg .b32 remote;\n\t"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(smem_addr(bar)), "r"(rank) : "memory");
+}
+// mbarrier_wait, where threads of other blocks arrive by mbarrier_arrive_cluster.
+PRIM void mbarrier_wait_cluster(u64* bar, u32 parity) {
+    asm volatile(
+        "{\n\t.reg .pred done;\n"
+        "again:\n\t"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+        "@!done bra again;\n\t}" ::"r"(smem_addr(bar)), "r"(parity) : "memory");
+}
+// tma_load_2d into the same place of every block whose bit in `blocks` is set, on each one's own barrier.
+PRIM void tma_load_2d_multicast(void* smem, const TensorMap* map, u64* bar, int x, int y, u16 blocks, L2 keep) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+                 " [%0], [%1, {%3, %4}], [%2], %5, %6;"
+                 ::"r"(smem_addr(smem)), "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "h"(blocks), "l"(u64(keep)) : "memory");
+}
+
+}  // namespace prim
