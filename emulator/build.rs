@@ -72,7 +72,7 @@ fn main() {
             let found = find_kernels(&expanded);
             let wrapper = out.join(format!("{tag}-{}.cpp", source.file_stem().unwrap().to_str().unwrap()));
             let exports: String =
-                found.iter().map(|(name, bounds)| format!("EMU_EXPORT({name}, {bounds});\n")).collect();
+                found.iter().map(|k| k.export()).collect();
             let text = format!("#include \"{}\"\n#include \"export.hpp\"\n{exports}", source.display());
             write_if_changed(&wrapper, &text);
             units.push(unit(&out, tag, &wrapper, KERNEL, &includes, (expanded, text)));
@@ -181,21 +181,41 @@ fn preprocess(source: &Path, includes: &[String]) -> String {
     String::from_utf8_lossy(&run(command)).into_owned()
 }
 
-/// Names and launch bounds of the kernels in preprocessed text, macros expanded: `__global__ void __launch_bounds__(b) name(`.
-fn find_kernels(text: &str) -> Vec<(String, String)> {
+#[derive(Default)]
+struct Kernel {
+    name: String,
+    bounds: String,
+    cluster: String,
+}
+
+impl Kernel {
+    fn export(&self) -> String {
+        let Kernel { name, bounds, cluster } = self;
+        let export = format!("EMU_EXPORT({name}, {bounds});\n");
+        if cluster.is_empty() { export } else { export + &format!("EMU_CLUSTER({name}, {cluster});\n") }
+    }
+}
+
+/// The kernels in preprocessed text, macros expanded: `__global__ void __cluster_dims__(c) __launch_bounds__(b) name(`.
+fn find_kernels(text: &str) -> Vec<Kernel> {
     let text: String = text.lines().filter(|l| !l.starts_with('#')).flat_map(|l| [l, "\n"]).collect();
     let mut found = Vec::new();
     for after in text.split("__global__").skip(1) {
         let mut rest = after.trim_start();
-        let mut bounds = String::new();
+        let mut kernel = Kernel::default();
         while let Some(open) = rest.find('(') {
             let name = rest[..open].split_whitespace().last().unwrap_or_default();
             let (inside, behind) = parenthesised(&rest[open..]);
-            if name != "__launch_bounds__" {
-                found.push((name.to_string(), bounds));
-                break;
+            let inside = inside.split_whitespace().collect::<Vec<_>>().join(" ");
+            match name {
+                "__launch_bounds__" => kernel.bounds = inside,
+                "__cluster_dims__" => kernel.cluster = inside,
+                _ => {
+                    kernel.name = name.into();
+                    found.push(kernel);
+                    break;
+                }
             }
-            bounds = inside.split_whitespace().collect::<Vec<_>>().join(" ");
             rest = behind;
         }
     }

@@ -22,7 +22,7 @@ out=$OBJ/$(basename "$test" .cpp)
 for k in "$@"; do
     o=$out-$(basename "$k").o
     { echo "#include \"$(cd "$(dirname "$k")" && pwd)/$(basename "$k")\""; echo '#include "export.hpp"'
-      tr '\n' ' ' <"$k" | sed 's/extern "C"/\n&/g' | sed -n 's/^extern "C" *__global__ *void *\(__launch_bounds__ *(\([^)]*\))\)\? *\([A-Za-z_0-9]*\) *(.*/EMU_EXPORT(\3, \2);/p'; } >"$o.cpp"
+      tr '\n' ' ' <"$k" | sed 's/extern "C"/\n&/g' | sed -n 's/^extern "C" *__global__ *void *\(__cluster_dims__ *(\([^)]*\))\)\? *\(__launch_bounds__ *(\([^)]*\))\)\? *\([A-Za-z_0-9]*\) *(.*/EMU_EXPORT(\5, \4); EMU_CLUSTER(\5, \2);/p' | sed 's/ EMU_CLUSTER([a-z_0-9]*, );//'; } >"$o.cpp"
     # -fsanitize=thread would pull in libtsan at link time, so only the compile sees it
     $CXX -std=c++20 -x c++ -I"$here/include" -I"$here/../kernels" -I"$here/../kernels/prim" -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi -Wno-tsan -ffp-contract=off $KFLAGS -c "$o.cpp" -o "$o"
     objects="$objects $o"

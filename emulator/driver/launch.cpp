@@ -65,6 +65,11 @@ static CUresult launch(void* handle, dim3 grid, dim3 block, size_t smem, void* s
     if (grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) return CUDA_ERROR_INVALID_VALUE;
     if (smem > size_t(f->max_dynamic) || smem > size_t(d.smem_per_block)) return CUDA_ERROR_INVALID_VALUE;
     if (f->entry.max_threads && threads > uint64_t(f->entry.max_threads)) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    if (const dim3& c = f->entry.cluster; c.x) {
+        if (cluster.x && (cluster.x != c.x || cluster.y != c.y || cluster.z != c.z)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+        cluster = c;
+    }
+    if (!cluster.x && !cluster.y && !cluster.z) cluster = dim3(1, 1, 1);
     const uint64_t cluster_blocks = uint64_t(cluster.x) * cluster.y * cluster.z;
     if (cluster_blocks != 1) {
         if (d.major < 9 || !cluster_blocks || cluster_blocks > (f->wide_clusters ? 16u : 8u) || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
@@ -90,17 +95,17 @@ static CUresult launch(void* handle, dim3 grid, dim3 block, size_t smem, void* s
 using namespace drv;
 
 API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem, void* s, void** params, void** extra) {
-    return launch(f, dim3(gx, gy, gz), dim3(bx, by, bz), smem, s, params, extra, dim3(1, 1, 1), false);
+    return launch(f, dim3(gx, gy, gz), dim3(bx, by, bz), smem, s, params, extra, dim3(0, 0, 0), false);
 }
 API cuLaunchCooperativeKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem, void* s, void** params) {
-    return launch(f, dim3(gx, gy, gz), dim3(bx, by, bz), smem, s, params, nullptr, dim3(1, 1, 1), true);
+    return launch(f, dim3(gx, gy, gz), dim3(bx, by, bz), smem, s, params, nullptr, dim3(0, 0, 0), true);
 }
 struct LaunchAttribute { int id; char pad[4]; union { char raw[64]; unsigned dims[3]; int value; }; };       // CUlaunchAttribute
 static_assert(sizeof(LaunchAttribute) == 72);
 struct LaunchConfig { unsigned grid[3], block[3], smem; void* stream; LaunchAttribute* attributes; unsigned count; };   // CUlaunchConfig
 static_assert(sizeof(LaunchConfig) == 56);
 API cuLaunchKernelEx(const LaunchConfig* c, void* f, void** params, void** extra) {
-    dim3 cluster(1, 1, 1);
+    dim3 cluster(0, 0, 0);
     bool cooperative = false;
     for (unsigned i = 0; i < c->count; ++i) {
         const LaunchAttribute& a = c->attributes[i];

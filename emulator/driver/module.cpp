@@ -9,8 +9,9 @@ namespace drv {
 
 // What ptxas might have needed: what the launch bounds leave, at most 128.
 int registers(const Function& f) {
-    int threads = std::max(f.entry.max_threads, 128) * std::max(f.entry.min_blocks, 1);
-    return std::min(128, std::min(255, 65536 / threads) / 8 * 8);
+    if (f.entry.registers) return f.entry.registers;
+    const int bound = f.entry.launch_registers();
+    return bound ? std::min(128, bound) : 128;
 }
 int blocks_per_sm(const Function& f, int threads, size_t dynamic) {
     const Device& d = device();
@@ -110,7 +111,11 @@ API cuFuncGetAttribute(int* v, int attribute, void* handle) {
         case 7: return is(0);                                                       // CACHE_MODE_CA
         case 8: return is(f->max_dynamic);
         case 9: return is(f->carveout);
-        case 10: case 11: case 12: case 13: case 15: return is(0);                  // cluster attributes
+        case 10: return is(0);                                                      // CLUSTER_SIZE_MUST_BE_SET: by an attribute of the launch
+        case 11: return is(int(f->entry.cluster.x));                                // REQUIRED_CLUSTER_WIDTH, HEIGHT, DEPTH
+        case 12: return is(int(f->entry.cluster.y));
+        case 13: return is(int(f->entry.cluster.z));
+        case 15: return is(0);                                                      // scheduling policy preference
         case 14: return is(f->wide_clusters);
     }
     fprintf(stderr, "emulated driver: function attribute %d has no value here\n", attribute);

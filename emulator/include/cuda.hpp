@@ -6,8 +6,8 @@
 #ifndef EMU_SCAN          // the build looks for kernels in the preprocessor's output
 #define __global__
 #define __launch_bounds__(...)
-#endif
 #define __cluster_dims__(...)
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))

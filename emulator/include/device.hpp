@@ -53,12 +53,28 @@ void mbarrier_arrive(uint64_t*, uint32_t tx_bytes, Site);
 void mbarrier_wait(uint64_t*, uint32_t parity, Site);
 bool mbarrier_test(uint64_t*, uint32_t parity, Site);          // without blocking
 void fence_mbarrier_init();
+// Of clusters. An arrival at another block's mbarrier orders plain accesses only if it releases to the cluster and the wait
+// acquires from it; what copies and products have read it always hands back.
+void mbarrier_arrive_cluster(uint64_t*, uint32_t tx_bytes, bool release, Site);
+void mbarrier_wait_cluster(uint64_t*, uint32_t parity, bool acquire, Site);
+bool mbarrier_test_cluster(uint64_t*, uint32_t parity, bool acquire, Site);
+uint32_t cluster_rank();
+uint32_t cluster_size();
+uint3 cluster_dims();
+void* map_shared(const void* p, uint32_t rank, Site);          // mapa: the same place in the shared memory of block `rank`
+void cluster_arrive(bool release, Site);
+void cluster_wait(Site);
 void fence_proxy_async();
 
 // coords: one for each dimension of the map, innermost first
 void tma_load(void* smem, const void* map, uint64_t* bar, const int* coords, int rank, Site);
+void tma_load_multicast(void* smem, const void* map, uint64_t* bar, const int* coords, int rank, uint16_t blocks, Site);
 enum class Bulk { Store, ReduceAdd };
 void tma_store(Bulk, const void* map, const void* smem, const int* coords, int rank, Site);
+// Plain ranges. blocks: a multicast, 0 for none.
+void bulk_load(void* smem, const void* gmem, uint32_t bytes, uint64_t* bar, uint16_t blocks, Site);
+void bulk_store(Bulk, Format, void* gmem, const void* smem, uint32_t bytes, Site);
+void bulk_copy_cluster(void* to, const void* from, uint32_t bytes, uint64_t* bar, uint32_t rank, Site);
 void bulk_commit();
 void bulk_wait(int pending, bool read_only);
 

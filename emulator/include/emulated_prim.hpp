@@ -86,6 +86,10 @@ inline void ldmatrix_x4(u32 (&r)[4], const void* row, Site at = here()) { emu::l
 inline void ldmatrix_x4_trans(u32 (&r)[4], const void* row, Site at = here()) { emu::ldmatrix(r, 4, true, row, at); }
 inline void ldmatrix_x2(u32 (&r)[2], const void* row, Site at = here()) { emu::ldmatrix(r, 2, false, row, at); }
 inline void ldmatrix_x2_trans(u32 (&r)[2], const void* row, Site at = here()) { emu::ldmatrix(r, 2, true, row, at); }
+inline void stmatrix_x1(void* row, const u32 (&r)[1], Site at = here()) { emu::stmatrix(r, 1, false, row, at); }
+inline void stmatrix_x1_trans(void* row, const u32 (&r)[1], Site at = here()) { emu::stmatrix(r, 1, true, row, at); }
+inline void stmatrix_x2(void* row, const u32 (&r)[2], Site at = here()) { emu::stmatrix(r, 2, false, row, at); }
+inline void stmatrix_x2_trans(void* row, const u32 (&r)[2], Site at = here()) { emu::stmatrix(r, 2, true, row, at); }
 inline void stmatrix_x4(void* row, const u32 (&r)[4], Site at = here()) { emu::stmatrix(r, 4, false, row, at); }
 inline void stmatrix_x4_trans(void* row, const u32 (&r)[4], Site at = here()) { emu::stmatrix(r, 4, true, row, at); }
 template <class T> constexpr emu::Format kFormat = emu::kBf16;
@@ -179,6 +183,11 @@ inline void tma_reduce_add_2d(const TensorMap* map, const void* smem, int x, int
     emu::tma_store(emu::Bulk::ReduceAdd, map, smem, c, 2, at);
 }
 inline void tma_prefetch_map(const TensorMap*) {}
+inline void bulk_load(void* smem, const void* gmem, u32 bytes, u64* bar, Site at = here()) { emu::bulk_load(smem, gmem, bytes, word(bar), 0, at); }
+inline void bulk_store(void* gmem, const void* smem, u32 bytes, Site at = here()) { emu::bulk_store(emu::Bulk::Store, emu::kF32, gmem, smem, bytes, at); }
+inline void bulk_reduce_add(float* gmem, const float* smem, u32 bytes, Site at = here()) { emu::bulk_store(emu::Bulk::ReduceAdd, emu::kF32, gmem, smem, bytes, at); }
+inline void bulk_reduce_add(bf16* gmem, const bf16* smem, u32 bytes, Site at = here()) { emu::bulk_store(emu::Bulk::ReduceAdd, emu::kBf16, gmem, smem, bytes, at); }
+inline void bulk_reduce_add(f16* gmem, const f16* smem, u32 bytes, Site at = here()) { emu::bulk_store(emu::Bulk::ReduceAdd, emu::kF16, gmem, smem, bytes, at); }
 inline void bulk_commit() { emu::bulk_commit(); }
 template <int Pending> inline void bulk_wait_read() { emu::bulk_wait(Pending, true); }
 template <int Pending> inline void bulk_wait() { emu::bulk_wait(Pending, false); }
@@ -197,11 +206,26 @@ template <class T, int N, Major B> inline void wgmma_m64k16(float (&d)[N / 2], c
     emu::wgmma(kFormat<T>, N, d, a, 0, false, b, B == Major::MN, accumulate, at);
 }
 
-// ---- clusters: not modelled yet ---------------------------------------------------------------------------------------
-inline u32 cluster_rank(Site at = here()) { emu::trap("clusters are not modelled", at); }
-inline void cluster_sync(Site at = here()) { emu::trap("clusters are not modelled", at); }
-inline void mbarrier_arrive_cluster(u64*, u32, Site at = here()) { emu::trap("clusters are not modelled", at); }
-inline void mbarrier_wait_cluster(u64*, u32, Site at = here()) { emu::trap("clusters are not modelled", at); }
-inline void tma_load_2d_multicast(void*, const TensorMap*, u64*, int, int, u16, L2, Site at = here()) { emu::trap("clusters are not modelled", at); }
+// ---- clusters ---------------------------------------------------------------------------------------------------------
+inline u32 cluster_rank() { return emu::cluster_rank(); }
+inline u32 cluster_size() { return emu::cluster_size(); }
+inline void cluster_arrive(Site at = here()) { emu::cluster_arrive(true, at); }
+inline void cluster_arrive_relaxed(Site at = here()) { emu::cluster_arrive(false, at); }
+inline void cluster_wait(Site at = here()) { emu::cluster_wait(at); }
+inline void cluster_sync(Site at = here()) {
+    emu::cluster_arrive(true, at);
+    emu::cluster_wait(at);
+}
+template <class T> inline T* map_shared(T* p, u32 rank, Site at = here()) { return static_cast<T*>(emu::map_shared(p, rank, at)); }
+inline void mbarrier_arrive_cluster(u64* b, u32 rank, Site at = here()) { emu::mbarrier_arrive_cluster(word(map_shared(b, rank, at)), 0, false, at); }
+inline void mbarrier_arrive_cluster_release(u64* b, u32 rank, Site at = here()) { emu::mbarrier_arrive_cluster(word(map_shared(b, rank, at)), 0, true, at); }
+inline void mbarrier_wait_cluster(u64* b, u32 parity, Site at = here()) { emu::mbarrier_wait_cluster(word(b), parity, false, at); }
+inline void mbarrier_wait_cluster_acquire(u64* b, u32 parity, Site at = here()) { emu::mbarrier_wait_cluster(word(b), parity, true, at); }
+inline void tma_load_2d_multicast(void* smem, const TensorMap* map, u64* bar, int x, int y, u16 blocks, L2, Site at = here()) {
+    const int c[] = {x, y};
+    emu::tma_load_multicast(smem, map, word(bar), c, 2, blocks, at);
+}
+inline void bulk_load_multicast(void* smem, const void* gmem, u32 bytes, u64* bar, u16 blocks, Site at = here()) { emu::bulk_load(smem, gmem, bytes, word(bar), blocks, at); }
+inline void bulk_copy_cluster(void* to, const void* from, u32 bytes, u64* bar, u32 rank, Site at = here()) { emu::bulk_copy_cluster(to, from, bytes, word(bar), rank, at); }
 
 }  // namespace prim

@@ -8,6 +8,7 @@
 namespace emu {
 // bounds: of __launch_bounds__, most threads a block and least blocks an SM, 0 where unsaid
 void add_kernel(const char* name, void (*entry)(void** params), const size_t* param_sizes, size_t params, const int* bounds);
+void add_cluster(const char* name, dim3 cluster);          // of __cluster_dims__
 
 template <auto K> struct Entry_;
 template <class... P, void (*K)(P...)> struct Entry_<K> {
@@ -23,3 +24,4 @@ template <class... P, void (*K)(P...)> struct Entry_<K> {
 #define EMU_EXPORT(kernel, ...)                                \
     static constexpr int bounds_##kernel[3] = {__VA_ARGS__};   \
     static const bool exported_##kernel = emu::Entry_<&kernel>::add(#kernel, bounds_##kernel)
+#define EMU_CLUSTER(kernel, ...) static const bool clustered_##kernel = (emu::add_cluster(#kernel, dim3(__VA_ARGS__)), true)

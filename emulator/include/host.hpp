@@ -14,7 +14,7 @@ struct Options {
     Async async = Async::Lazy;
     uint64_t seed = 1;
     int workers = 1;         // OS threads that run blocks
-    dim3 cluster = dim3(1, 1, 1);
+    dim3 cluster = dim3(0, 0, 0);   // blocks of a cluster; 0: as the kernel says
     bool cooperative = false; // every block has an OS thread of its own, all at once
     bool check = true;
     bool banks = false;      // count shared-memory wavefronts per source line
@@ -40,6 +40,9 @@ struct Entry {
     std::function<void(void** params)> run;
     std::vector<size_t> param_sizes = {};
     int max_threads = 0, min_blocks = 0;                       // of __launch_bounds__; 0: unsaid
+    dim3 cluster = dim3(0, 0, 0);                              // of __cluster_dims__; 0: unsaid
+    int registers = 0;                                         // of a thread, where the compiler's output says so
+    int launch_registers() const;                              // that, or what the launch bounds leave; 0: unknown
     explicit operator bool() const { return bool(run); }
 };
 void add_entry(const char* name, Entry);                       // replaces one of that name

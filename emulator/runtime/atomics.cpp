@@ -20,12 +20,12 @@ Message merged(const Message& a, const Message& b) {
 }
 static Message knowledge(Fiber* f) {                           // all that f knows, its own block's threads included
     auto m = f->clock.others ? std::make_shared<BlockClocks>(*f->clock.others) : std::make_shared<BlockClocks>();
-    (*m)[me->cta.index & 0x7ffff] = std::make_shared<std::vector<uint32_t>>(f->clock.all);
+    (*m)[me->worker->cluster] = std::make_shared<std::vector<uint32_t>>(f->clock.all);
     return m;
 }
 void absorb(Clock& c, const Message& m) {
     if (!m) return;
-    if (auto it = m->find(me->cta.index & 0x7ffff); it != m->end()) vmax(c.all.data(), it->second->data(), c.all.size());
+    if (auto it = m->find(me->worker->cluster); it != m->end()) vmax(c.all.data(), it->second->data(), c.all.size());
     c.others = merged(c.others, m);
     ++c.version;
 }
@@ -45,7 +45,10 @@ static bool releases(Order o) { return o == Order::Release || o == Order::AcqRel
 // Runs op between the lock and the exchange of messages. reads, writes: what it does to the address.
 template <class F> static uint64_t atomically(const void* p, int bytes, bool reads, bool writes, Order order, Site at, F op) {
     Fiber* f = self();
-    const bool shared = (uintptr_t)p - (uintptr_t)me->smem < kSmemBase + kSmemMax;
+    Block* owner = in_heap(p) ? nullptr : block_of(p);
+    const bool shared = owner;
+    In in(shared ? owner : me);
+    if (shared && owner != f->home) reach(owner, f->who, now(f), f, at);
     if (shared ? !in_smem(p, bytes, "atomic", at) : !owned((uintptr_t)p, bytes)) {
         if (!shared) report("global out of bounds", at, "atomic of %d bytes at %p", bytes, p);
         abandon();
@@ -55,9 +58,9 @@ template <class F> static uint64_t atomically(const void* p, int bytes, bool rea
     if (!checking()) return op();
     for (int write = 0; write < 2; ++write) {
         if (!(write ? writes : reads)) continue;
-        if (!shared) check_global((uintptr_t)p, bytes, write, true, f->id, now(f), f->clock, at);
-        else if (write) check_write(smem_addr(p), bytes, f->id, now(f), f->clock, false, true, 0, nullptr, at);
-        else check_read(smem_addr(p), bytes, f->id, now(f), f->clock, false, true, nullptr, at);
+        if (!shared) check_global((uintptr_t)p, bytes, write, true, f->who, now(f), f->clock, at);
+        else if (write) check_write(smem_addr(p), bytes, f->who, now(f), f->clock, false, true, 0, nullptr, at);
+        else check_read(smem_addr(p), bytes, f->who, now(f), f->clock, false, true, nullptr, at);
     }
     std::unique_lock<std::mutex> lock(me->launch->message_mutex, std::defer_lock);
     if (!shared) lock.lock();

@@ -15,10 +15,10 @@ void cp_async_16(void* smem, const void* gmem, uint32_t bytes, Site at) {
     if (bytes > 16) { report("cp.async", at, "%u source bytes of at most 16", bytes); abandon(); }
     CopyOp op{smem_addr(smem), gmem, bytes, at};
     if (bytes) {
-        if (checking()) check_global((uintptr_t)gmem, bytes, false, false, f->id, now(f), f->clock, at);
+        if (checking()) check_global((uintptr_t)gmem, bytes, false, false, f->who, now(f), f->clock, at);
         if (!owned((uintptr_t)gmem, bytes)) abandon();
     }
-    if (checking()) check_write(op.dst, 16, f->id, now(f), f->clock, false, false, uint16_t(f->id + 1), nullptr, at);
+    if (checking()) check_write(op.dst, 16, f->who, now(f), f->clock, false, false, uint16_t(f->who + 1), nullptr, at);
     std::memset(smem, 0xff, 16);
     if (me->launch->opt.async == Async::Eager) arrive(op);
     f->copies.push_back(op);
@@ -33,7 +33,7 @@ void cp_async_wait(int pending) {
     while ((int)f->copy_groups.size() > pending) {
         for (auto& op : f->copy_groups.front()) {
             if (me->launch->opt.async != Async::Eager) arrive(op);
-            if (checking()) land(op.dst, 16, f->id, now(f), false);
+            if (checking()) land(op.dst, 16, f->who, now(f), false);
         }
         f->copy_groups.pop_front();
     }

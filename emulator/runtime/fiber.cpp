@@ -9,34 +9,36 @@ thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
-thread_local Worker* me = nullptr;
+thread_local Block* me = nullptr;
 
 void to_fiber(Fiber* f) {
-    Worker* w = me;
+    Worker* w = f->home->worker;
+    me = f->home;
     w->current = f;
+    blockIdx = me->cta.block;
     threadIdx = f->tid;
     emu_switch(&w->sched_sp, f->sp);
     w->current = nullptr;
 }
-static void to_scheduler() { emu_switch(&me->current->sp, me->sched_sp); }
+static void to_scheduler() { emu_switch(&me->worker->current->sp, me->worker->sched_sp); }
 void block(const char* what, Site at) {
     Fiber* f = self();
     f->blocked = true;
     f->what = what;
     f->at = at;
-    me->polls = 0;
+    me->worker->polls = 0;
     to_scheduler();
 }
 void yield_polling(const char* what, Site at) {
     Fiber* f = self();
     f->what = what;
     f->at = at;
-    ++me->polls;
-    me->ready.push_back(f);
+    ++me->worker->polls;
+    me->worker->ready.push_back(f);
     to_scheduler();
 }
 void abandon() {
-    me->abandoned = true;
+    me->worker->abandoned = true;
     self()->blocked = true;
     to_scheduler();
     __builtin_unreachable();
@@ -46,7 +48,7 @@ extern "C" void emu_fiber_main() {
     me->launch->entry->run(me->launch->params);
     finish_thread();
     self()->done = true;
-    me->polls = 0;
+    me->worker->polls = 0;
     to_scheduler();
     __builtin_unreachable();
 }
@@ -73,7 +75,10 @@ void prepare(Fiber* f) {
     f->copy_groups.clear();
     f->bulk.clear();
     f->bulk_groups.clear();
-    f->storer = f->regs = -1;
+    f->storer = -1;
+    f->cluster_arrived = false;
+    f->known_blocks = 0;
+    f->bars_fenced = Clock{};
     f->polled = nullptr;
     f->polls = 0;
 }
@@ -85,8 +90,7 @@ void finish_thread() {
         for (auto& g : f->copy_groups)
             if (!g.empty()) { report("unwaited cp.async at exit", g[0].at, "thread exits with cp.async groups in flight"); break; }
     for (auto& g : f->bulk_groups)
-        for (auto* o : g)
-            if (!o->read_done) { report("unwaited bulk store at exit", o->at, "shared memory may vanish before the copy has read it"); break; }
+        if (!g.empty()) { report("unwaited bulk store at exit", g[0]->at, "shared memory may vanish before the copy has read it"); break; }
     if (!f->bulk.empty()) report("uncommitted bulk store at exit", f->bulk[0]->at, "no bulk_commit before the thread exits");
 }
 

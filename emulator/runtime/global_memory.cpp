@@ -137,16 +137,27 @@ void device_moved(void* to, const void* from, size_t n) {
 }
 
 // ---- the checker -------------------------------------------------------------------------------------------------------
+// The cluster of a block, and the block's first logical thread in it.
+static std::pair<uint32_t, int> place(uint32_t block) {
+    const Launch& L = *me->launch;
+    if (L.cluster_size == 1) return {block, 0};
+    const unsigned x = block % L.grid.x, y = block / L.grid.x % L.grid.y, z = block / (L.grid.x * L.grid.y);
+    return {x / L.cluster.x + L.clusters.x * (y / L.cluster.y + L.clusters.y * (z / L.cluster.z)),
+            int(x % L.cluster.x + L.cluster.x * (y % L.cluster.y + L.cluster.y * (z % L.cluster.z))) * L.logical};
+}
 static bool ordered(Tag t, int who, const Clock& c) {         // did it happen before us?
-    uint32_t mine = me->cta.index & 0x7ffff;
-    if (t.block() == mine) return int(t.who()) == who || t.clk() <= c.all[t.who()];
+    auto [cluster, first] = place(t.block());
+    const int other = first + int(t.who());
+    if (cluster == me->worker->cluster) return other == who || t.clk() <= c.all[other];
     if (!c.others) return false;
-    auto it = c.others->find(t.block());
-    return it != c.others->end() && t.clk() <= (*it->second)[t.who()];
+    auto it = c.others->find(cluster);
+    return it != c.others->end() && t.clk() <= (*it->second)[other];
 }
 static void conflict(const char* what, const char* done, const Loc& loc, size_t byte, Tag t) {
-    if (t.block() == (me->cta.index & 0x7ffff))
-        report("global race", loc, "%s byte %zu of the allocation, %s by %s of the same block and not ordered with it", what, byte, done, who_name(int(t.who())).c_str());
+    auto [cluster, first] = place(t.block());
+    if (cluster == me->worker->cluster)
+        report("global race", loc, "%s byte %zu of the allocation, %s by %s of the same %s and not ordered with it", what, byte, done,
+               who_name(first + int(t.who())).c_str(), me->worker->size > 1 ? "cluster" : "block");
     else
         report(!strcmp(what, "read of") ? "cross-block read" : "cross-block write conflict", loc,
                "%s byte %zu of the allocation, %s by block #%u (thread %u) in the same launch, with no release and acquire between", what, byte, done, t.block(), t.who());
@@ -161,7 +172,8 @@ void check_global(uintptr_t addr, size_t n, bool write, bool atomic, int who, ui
         return;
     }
     const uint32_t launch = me->launch->id;
-    const Tag mine(launch, me->cta.index, uint32_t(who), clk, atomic);
+    const Block& home = *block_of_thread(who);
+    const Tag mine(launch, home.cta.index, uint32_t(who - home.cta.base), clk, atomic);
     const size_t off = addr - a->base;
     for (size_t w = off / 2; w <= (off + n - 1) / 2; ++w) {
         if (write) {
@@ -184,7 +196,7 @@ void check_global(uintptr_t addr, size_t n, bool write, bool atomic, int who, ui
 static void own_access(const void* p, size_t n, bool write, Site at) {
     if (in_heap(p) ? !owned((uintptr_t)p, n) : true) { report("global out of bounds", at, "%s of %zu bytes at %p", write ? "write" : "read", n, p); abandon(); }
     if ((uintptr_t)p % n) { report("misaligned", at, "%s of %zu bytes at %p", write ? "write" : "read", n, p); abandon(); }
-    if (checking()) { Fiber* f = self(); check_global((uintptr_t)p, n, write, false, f->id, now(f), f->clock, at); }
+    if (checking()) { Fiber* f = self(); check_global((uintptr_t)p, n, write, false, f->who, now(f), f->clock, at); }
 }
 void load_global(void* to, const void* from, size_t n, Site at) { own_access(from, n, false, at); std::memcpy(to, from, n); }
 void store_global(void* to, const void* from, size_t n, Site at) { own_access(to, n, true, at); std::memcpy(to, from, n); }

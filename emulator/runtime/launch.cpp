@@ -38,36 +38,51 @@ namespace {
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 void report_deadlock(const char* kind) {
-    Cta& c = me->cta;
-    std::map<std::string, int> at;
-    for (int i = 0; i < c.threads; ++i) {
-        Fiber* f = me->pool[i].get();
-        if (!f->done) ++at[std::string(f->what) + " at " + where(f->at)];
-    }
     std::string s;
-    for (auto& [k, v] : at) s += "\n    " + std::to_string(v) + " threads in " + k;
-    for (auto& bar : c.mbars)
-        if (!bar.waiting.empty())
-            s += "\n    mbarrier at smem+" + std::to_string(bar.addr - kSmemBase) + ": phase " + std::to_string(bar.phase) + ", " + std::to_string(bar.pending) +
-                 " of " + std::to_string(bar.count) + " arrivals and " + std::to_string(bar.tx) + " bytes missing";
-    report(kind, "the end", "%d threads can never run again (%d exited):%s", c.alive, c.threads - c.alive, s.c_str());
+    int exited = 0;
+    for (int r = 0; r < me->worker->size; ++r) {
+        const Block& block = *me->worker->blocks[r];
+        const Cta& c = block.cta;
+        std::map<std::string, int> at;
+        for (int i = 0; i < c.threads; ++i) {
+            const Fiber* f = block.pool[i].get();
+            if (!f->done) ++at[std::string(f->what) + " at " + where(f->at)];
+        }
+        exited += c.threads - c.alive;
+        std::string indent = "\n    ";
+        if (me->worker->size > 1) {
+            s += "\n    block (" + std::to_string(c.block.x) + "," + std::to_string(c.block.y) + "," + std::to_string(c.block.z) + ")" + (c.alive ? ":" : ": exited");
+            indent = "\n      ";
+        }
+        for (auto& [k, v] : at) s += indent + std::to_string(v) + " threads in " + k;
+        for (auto& bar : c.mbars)
+            if (!bar.waiting.empty())
+                s += indent + "mbarrier at smem+" + std::to_string(bar.addr - kSmemBase) + ": phase " + std::to_string(bar.phase) + ", " + std::to_string(bar.pending) +
+                     " of " + std::to_string(bar.count) + " arrivals and " + std::to_string(bar.tx) + " bytes missing" +
+                     (bar.tx < 0 ? " (more bytes came than were expected)" : "");
+        for (auto& claim : c.claims)
+            s += indent + "warpgroup " + std::to_string(claim.group) + " needs " + std::to_string(claim.regs * 128) + " registers more, " + std::to_string(c.pool) + " are free";
+    }
+    if (int n = me->worker->barrier.arrived) s += "\n    cluster barrier: " + std::to_string(n) + " of " + std::to_string(me->worker->alive) + " threads have arrived";
+    report(kind, "the end", "%d threads can never run again (%d exited):%s", me->worker->alive, exited, s.c_str());
 }
 }  // namespace
 
-void Worker::run(uint64_t index) {
-    Launch& L = *launch;
+void Block::start(int rank) {
+    const Launch& L = *launch;
     const int n = L.block.x * L.block.y * L.block.z, warps = (n + 31) / 32;
-    blockIdx = {unsigned(index % L.grid.x), unsigned(index / L.grid.x % L.grid.y), unsigned(index / (uint64_t(L.grid.x) * L.grid.y))};
-    blockDim = {L.block.x, L.block.y, L.block.z};
-    gridDim = {L.grid.x, L.grid.y, L.grid.z};
+    const unsigned c = worker->cluster, r = unsigned(rank);
     cta = Cta{};
-    cta.block = blockIdx;
-    cta.index = uint32_t(index);
-    cta.threads = n;
-    cta.clocks = n + kMaxWg + kMaxBars + 2 * kMaxStorers;
+    cta.block = {c % L.clusters.x * L.cluster.x + r % L.cluster.x, c / L.clusters.x % L.clusters.y * L.cluster.y + r / L.cluster.x % L.cluster.y,
+                 c / (L.clusters.x * L.clusters.y) * L.cluster.z + r / (L.cluster.x * L.cluster.y)};
+    cta.index = cta.block.x + L.grid.x * (cta.block.y + L.grid.y * cta.block.z);
+    cta.rank = rank;
+    cta.base = rank * L.logical;
+    cta.threads = cta.alive = n;
+    cta.clocks = L.logical * L.cluster_size;
     cta.warp_rv.resize(warps);
     cta.wgs.resize(n / 128);
-    for (int g = 0; g < n / 128; ++g) { cta.wgs[g].who = n + g; cta.wgs[g].entry.reset(cta.clocks); }
+    for (int g = 0; g < n / 128; ++g) { cta.wgs[g].who = cta.base + n + g; cta.wgs[g].entry.reset(cta.clocks); cta.wgs[g].regs = L.registers; }
     messages.clear();
     ++counters.blocks;
     std::memset(smem, 0xff, std::min(kSmemBase + L.smem + 1024, kSmemBase + kSmemMax));
@@ -84,25 +99,49 @@ void Worker::run(uint64_t index) {
         }
     }
     while ((int)pool.size() < n) pool.push_back(std::make_unique<Fiber>());
-    ready.clear();
     for (int i = 0; i < n; ++i) {
         Fiber* f = pool[i].get();
         prepare(f);
+        f->home = this;
         f->id = i;
+        f->who = cta.base + i;
         f->lane = i % 32;
         f->warp = i / 32;
         f->tid = {unsigned(i) % L.block.x, unsigned(i) / L.block.x % L.block.y, unsigned(i) / (L.block.x * L.block.y)};
         if (L.opt.check || int(f->clock.all.size()) != cta.clocks) f->clock.reset(cta.clocks);
-        f->clock.all[i] = 1;
-        ready.push_back(f);
+        f->clock.all[f->who] = L.cluster_size > 1 ? 2 : 1;         // 1: that it runs, to the rest of the cluster
+        worker->ready.push_back(f);
     }
+}
+void Block::finish() {
+    if (!cta.loads.empty()) report("unwaited TMA load at exit", cta.loads[0]->at, "block exits with %zu loads in flight", cta.loads.size());
+    for (auto& g : cta.wgs) if (!g.open.empty() || !g.groups.empty()) report("unwaited wgmma at exit", "the end", "block exits with wgmma in flight");
+    for (auto& s : cta.stores) if (!s->read_done) finish_store(*s);
+    if (worker->size > 1 && checking()) check_visits();
+}
+
+void Worker::run(uint64_t index) {
+    Launch& L = *launch;
+    blockDim = {L.block.x, L.block.y, L.block.z};
+    gridDim = {L.grid.x, L.grid.y, L.grid.z};
+    cluster = uint32_t(index);
+    size = L.cluster_size;
+    ready.clear();
+    barrier = ClusterBarrier{};
+    barrier.pend.reset(L.logical * size);
+    barrier.done.reset(L.logical * size);
+    for (int r = 0; r < size; ++r) {
+        me = blocks[r].get();
+        me->start(r);
+    }
+    me = blocks[0].get();
     if (L.opt.order == Schedule::Reverse) std::reverse(ready.begin(), ready.end());
     abandoned = false;
-    cta.alive = n;
+    alive = int(ready.size());
     polls = 0;
     uint64_t seen_progress = 0;
     double since = 0;
-    while (cta.alive && !L.stop) {
+    while (alive && !L.stop) {
         if (ready.empty()) {
             polls = 0;
             if (engine_step(L.opt.async == Async::Random)) continue;
@@ -110,7 +149,7 @@ void Worker::run(uint64_t index) {
             break;
         }
         if (polls == 0) L.progress.fetch_add(1, std::memory_order_relaxed);
-        if (polls > 2 * cta.alive) {                    // nobody in this block does anything but poll
+        if (polls > 2 * alive) {                        // nobody in this cluster does anything but poll
             if (engine_step(L.opt.async == Async::Random)) { polls = 0; continue; }
             if (L.progress.load(std::memory_order_relaxed) != seen_progress || since == 0) {
                 seen_progress = L.progress.load(std::memory_order_relaxed);
@@ -134,26 +173,29 @@ void Worker::run(uint64_t index) {
             ready.pop_front();
         }
         to_fiber(f);
-        if (f->done) --cta.alive;
+        if (f->done) {
+            --f->home->cta.alive;
+            --alive;
+            if (size > 1) cluster_left(f);
+        }
         if (abandoned) { L.stop = true; break; }
     }
-    if (!L.stop && !cta.alive) {
-        if (!cta.loads.empty()) report("unwaited TMA load at exit", cta.loads[0]->at, "block exits with %zu loads in flight", cta.loads.size());
-        for (auto& g : cta.wgs) if (!g.open.empty() || !g.groups.empty()) report("unwaited wgmma at exit", "the end", "block exits with wgmma in flight");
-        for (auto& s : cta.stores) if (!s->read_done) finish_store(*s);
+    for (int r = 0; r < size && !L.stop && !alive; ++r) {
+        me = blocks[r].get();
+        me->finish();
     }
 }
 
 // A wild access of a kernel becomes a report; anybody else's goes where it would have gone.
 static struct sigaction previous;
 static void segv(int sig, siginfo_t* info, void* context) {
-    if (me && me->current) {
+    if (me && self()) {
 #if defined(__x86_64__)
         const void* pc = (const void*)(((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP] + 1);
 #else
         const void* pc = (const void*)(((ucontext_t*)context)->uc_mcontext.pc + 1);
 #endif
-        uintptr_t stack = (uintptr_t)me->current->stack, a = (uintptr_t)info->si_addr;
+        uintptr_t stack = (uintptr_t)self()->stack, a = (uintptr_t)info->si_addr;
         if (stack - a <= kPage) report("stack overflow", pc, "more than %zu KiB of locals", kStack / 1024);
         else report("illegal address", pc, "access at %p", info->si_addr);
         abandon();
@@ -185,14 +227,15 @@ static void catch_faults() {
     }
 }
 
-static std::unique_ptr<Worker> new_worker() {
-    auto w = std::make_unique<Worker>();
+static std::unique_ptr<Block> new_block(Worker* w) {
+    auto b = std::make_unique<Block>();
     size_t len = (kSmemBase + kSmemMax + kPage - 1) / kPage * kPage;
     char* p = (char*)mmap(nullptr, len + 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mprotect(p, kPage, PROT_NONE);
     mprotect(p + kPage + len, kPage, PROT_NONE);
-    w->smem = p + kPage;
-    return w;
+    b->smem = p + kPage;
+    b->worker = w;
+    return b;
 }
 
 static std::mutex kernels_mutex;
@@ -200,6 +243,7 @@ static std::map<std::string, Entry>& kernels() { static std::map<std::string, En
 void add_kernel(const char* name, void (*e)(void**), const size_t* sizes, size_t params, const int* bounds) {
     kernels()[name] = Entry{e, std::vector<size_t>(sizes, sizes + params), bounds[0], bounds[1]};
 }
+void add_cluster(const char* name, dim3 cluster) { kernels()[name].cluster = cluster; }
 void add_entry(const char* name, Entry e) { std::lock_guard<std::mutex> lock(kernels_mutex); kernels()[name] = std::move(e); }
 Entry find_kernel(const char* name) {
     std::lock_guard<std::mutex> lock(kernels_mutex);
@@ -219,11 +263,18 @@ Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, siz
     if (smem > kSmemMax) return {"[launch] " + std::to_string(smem) + " bytes of shared memory\n"};
     if (n == 0 || n > 1024) return {"[launch] " + std::to_string(n) + " threads per block\n"};
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) return {"[launch] bad grid\n"};
-    if (opt.cluster.x * opt.cluster.y * opt.cluster.z != 1) return {"[launch] thread-block clusters are not emulated\n"};
+    const dim3 cluster = opt.cluster.x ? opt.cluster : entry.cluster.x ? entry.cluster : dim3(1, 1, 1);
+    const uint64_t cluster_size = uint64_t(cluster.x) * cluster.y * cluster.z;
+    if (!cluster_size || cluster_size > 16 || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) return {"[launch] bad cluster\n"};
     Launch L;
     L.grid = grid; L.block = block; L.smem = smem; L.entry = &entry; L.params = params; L.opt = opt;
+    L.cluster = cluster;
+    L.clusters = dim3(grid.x / cluster.x, grid.y / cluster.y, grid.z / cluster.z);
+    L.cluster_size = int(cluster_size);
+    L.logical = int(n) + kMaxWg + kMaxBars + 2 * kMaxStorers;
+    L.registers = entry.launch_registers();
     L.id = begin_launch();
-    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    const uint64_t clusters = uint64_t(grid.x) * grid.y * grid.z / cluster_size;
     auto work = [&](int index) {
         static std::mutex idle_mutex;
         static auto& idle = *new std::vector<std::unique_ptr<Worker>>;
@@ -232,32 +283,35 @@ Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, siz
             std::lock_guard<std::mutex> lock(idle_mutex);
             if (!idle.empty()) { cached = std::move(idle.back()); idle.pop_back(); }
         }
-        if (!cached) cached = new_worker();
+        if (!cached) cached = std::make_unique<Worker>();
         catch_faults();
         Worker& w = *cached;
-        me = &w;
         w.launch = &L;
+        while (w.blocks.size() < cluster_size) w.blocks.push_back(new_block(&w));
+        for (auto& b : w.blocks) b->launch = &L;
         w.rng.seed(opt.seed * 7919 + index);
         if (opt.cooperative) w.run(uint64_t(index));
-        else for (uint64_t i; !L.stop && (i = L.next.fetch_add(1)) < blocks;) w.run(i);
+        else for (uint64_t i; !L.stop && (i = L.next.fetch_add(1)) < clusters;) w.run(i);
         {
             std::lock_guard<std::mutex> lock(L.mutex);
-            if (opt.banks) {
-                w.banks.flush();
-                for (auto& [k, v] : w.banks.by_pc) { auto& x = L.banks.by_pc[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
-                for (auto& [k, v] : w.banks.by_site) { auto& x = L.banks.by_site[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
-                w.banks = Banks{};
+            for (auto& b : w.blocks) {
+                if (opt.banks) {
+                    b->banks.flush();
+                    for (auto& [k, v] : b->banks.by_pc) { auto& x = L.banks.by_pc[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+                    for (auto& [k, v] : b->banks.by_site) { auto& x = L.banks.by_site[k]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
+                    b->banks = Banks{};
+                }
+                L.counters.add(b->counters);
+                b->counters = Counters{};
             }
-            L.counters.add(w.counters);
-            w.counters = Counters{};
         }
-        w.cta = Cta{};
+        for (auto& b : w.blocks) { b->cta = Cta{}; b->launch = nullptr; }
         w.launch = nullptr;
         me = nullptr;
         std::lock_guard<std::mutex> lock(idle_mutex);
         idle.push_back(std::move(cached));
     };
-    const int workers = opt.cooperative ? int(blocks) : std::max(1, opt.workers);
+    const int workers = opt.cooperative ? int(clusters) : std::max(1, opt.workers);
     if (workers <= 1) work(0);
     else {
         std::vector<std::thread> t;

@@ -14,16 +14,27 @@ MBar& bar_at(uint64_t* p, const char* op, Site at) {
     report("mbarrier not initialised", at, "%s on smem+%u", op, a - kSmemBase);
     abandon();
 }
+static void passed(MBar& b, Fiber* f, bool cluster) {
+    b.seen = b.completed;
+    if (!checking()) return;
+    f->clock.join(b.done);
+    if (cluster && me->worker->size > 1) f->clock.join(b.cluster_done);
+}
 void phase_check(MBar& b) {
     if (b.pending != 0 || b.tx != 0) return;
     b.phase ^= 1;
     b.pending = b.count;
-    if (checking()) { std::swap(b.done, b.pend); b.pend.clear(); }
+    ++b.completed;
+    if (checking()) {
+        std::swap(b.done, b.pend);
+        b.pend.clear();
+        if (me->worker->size > 1) { std::swap(b.cluster_done, b.cluster_pend); b.cluster_pend.clear(); }
+    }
     auto waiting = std::move(b.waiting);
     b.waiting.clear();
     for (auto& w : waiting) {
         if (b.phase != w.parity) {
-            if (checking()) w.f->clock.join(b.done);
+            passed(b, w.f, w.cluster);
             me->wake(w.f);
         } else b.waiting.push_back(w);
     }
@@ -40,18 +51,22 @@ void mbarrier_init(uint64_t* p, uint32_t count, Site at) {
     MBar& b = c.mbars.back();
     b.addr = a;
     b.count = b.pending = count;
-    b.who = c.threads + kMaxWg + int(c.mbars.size()) - 1;
-    b.key = me->rng() | 1;
+    b.who = c.base + c.threads + kMaxWg + int(c.mbars.size()) - 1;
+    b.key = me->worker->rng() | 1;
     b.pend.reset(c.clocks);
     b.done.reset(c.clocks);
+    if (me->worker->size > 1) { b.cluster_pend.reset(c.clocks); b.cluster_done.reset(c.clocks); }
     *p = b.key;
-    if (checking()) check_write(a, 8, f->id, now(f), f->clock, false, false, 0, nullptr, at);
+    if (checking()) check_write(a, 8, f->who, now(f), f->clock, false, false, 0, nullptr, at);
 }
-void fence_mbarrier_init() { for (auto& b : me->cta.mbars) b.visible_to_async = true; }
+void fence_mbarrier_init() {
+    if (me->worker->size > 1 && checking()) { self()->bars_fenced = self()->clock; tick(self()); }
+    for (auto& b : me->cta.mbars) b.visible_to_async = true;
+}
 void fence_proxy_async() {
     Fiber* f = self();
     if (checking()) {
-        f->clock.fenced[f->id] = f->clock.all[f->id];     // this thread's own writes, as the guide has it
+        f->clock.fenced[f->who] = f->clock.all[f->who];     // this thread's own writes, as the guide has it
         tick(f);
     }
     for (auto& b : me->cta.mbars) b.visible_to_async = true;
@@ -59,31 +74,45 @@ void fence_proxy_async() {
 static void check_bar_use(MBar& b, Site at) {              // using an mbarrier reads what its init wrote
     if (!checking()) return;
     Fiber* f = self();
-    check_read(b.addr, 8, f->id, now(f), f->clock, false, false, nullptr, at);
+    check_read(b.addr, 8, f->who, now(f), f->clock, false, false, nullptr, at);
     for (Cell* k = cells_at(b.addr); k < cells_at(b.addr) + 4; ++k) k->readers.clear();
 }
-void mbarrier_arrive(uint64_t* p, uint32_t tx, Site at) {
+void mbarrier_arrive(uint64_t* p, uint32_t tx, Site at) { mbarrier_arrive_cluster(p, tx, false, at); }
+void mbarrier_arrive_cluster(uint64_t* p, uint32_t tx, bool release, Site at) {
     Fiber* f = self();
+    Block* owner = block_of(p);
+    const bool remote = owner && owner != f->home;
+    In in(remote ? owner : me);
+    if (remote) meet(owner, f, at);
     MBar& b = bar_at(p, "mbarrier.arrive", at);
     check_bar_use(b, at);
     if (b.pending == 0) { report("mbarrier", at, "more arrivals than the count of %u in one phase", b.count); abandon(); }
     b.tx += tx;
     if (b.tx > 0xfffff) { report("mbarrier", at, "transaction count overflow"); abandon(); }
-    if (checking()) { b.pend.join(f->clock); tick(f); }
+    if (checking()) {
+        if (remote) {
+            async_part(b.pend, f->clock);
+            b.remote = {b.completed, now(f), f->who, at};
+        } else b.pend.join(f->clock);
+        if (release && me->worker->size > 1) b.cluster_pend.join(f->clock);
+        tick(f);
+    }
     --b.pending;
     phase_check(b);
 }
-bool mbarrier_test(uint64_t* p, uint32_t parity, Site at) {
+bool mbarrier_test(uint64_t* p, uint32_t parity, Site at) { return mbarrier_test_cluster(p, parity, false, at); }
+bool mbarrier_test_cluster(uint64_t* p, uint32_t parity, bool acquire, Site at) {
     MBar& b = bar_at(p, "mbarrier.try_wait", at);
     check_bar_use(b, at);
     if (parity > 1) { report("mbarrier", at, "parity %u", parity); abandon(); }
     if (b.phase == parity) return false;
-    if (checking()) self()->clock.join(b.done);
+    passed(b, self(), acquire);
     return true;
 }
-void mbarrier_wait(uint64_t* p, uint32_t parity, Site at) {
-    if (mbarrier_test(p, parity, at)) return;
-    bar_at(p, "mbarrier.try_wait", at).waiting.push_back({self(), parity});
+void mbarrier_wait(uint64_t* p, uint32_t parity, Site at) { mbarrier_wait_cluster(p, parity, false, at); }
+void mbarrier_wait_cluster(uint64_t* p, uint32_t parity, bool acquire, Site at) {
+    if (mbarrier_test_cluster(p, parity, acquire, at)) return;
+    bar_at(p, "mbarrier.try_wait", at).waiting.push_back({self(), parity, acquire});
     block("mbarrier_wait", at);
 }
 

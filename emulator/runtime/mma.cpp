@@ -15,11 +15,11 @@ float to_float(Format f, uint32_t bits) {
 
 // Runs f as if lane l did: reports and clocks are that lane's.
 template <class F> static void as_lane(int l, F f) {
-    Fiber* mine = me->current;
+    Fiber* mine = me->worker->current;
     Fiber* other = lane_fiber(l);
-    me->current = other;
+    me->worker->current = other;
     bool ok = f(other);
-    me->current = mine;
+    me->worker->current = mine;
     if (!ok) abandon();
 }
 
@@ -33,7 +33,7 @@ void ldmatrix(uint32_t* r, int count, bool trans, const void* row, Site at) {
         as_lane(l, [&](Fiber* f) {
             if (!in_smem(p, 16, "ldmatrix", at)) return false;
             if ((uintptr_t)p % 16) { report("misaligned", at, "ldmatrix row address"); return false; }
-            if (checking()) check_read(smem_addr(p), 16, f->id, now(f), f->clock, false, false, nullptr, at);
+            if (checking()) check_read(smem_addr(p), 16, f->who, now(f), f->clock, false, false, nullptr, at);
             return true;
         });
         std::memcpy(m[l / 8][l % 8], p, 16);
@@ -68,7 +68,7 @@ void stmatrix(const uint32_t* r, int count, bool trans, void* row, Site at) {
         as_lane(l, [&](Fiber* f) {
             if (!in_smem(p, 16, "stmatrix", at)) return false;
             if ((uintptr_t)p % 16) { report("misaligned", at, "stmatrix row address"); return false; }
-            if (checking()) check_write(smem_addr(p), 16, f->id, now(f), f->clock, false, false, 0, nullptr, at);
+            if (checking()) check_write(smem_addr(p), 16, f->who, now(f), f->clock, false, false, 0, nullptr, at);
             return true;
         });
         std::memcpy(p, m[l / 8][l % 8], 16);

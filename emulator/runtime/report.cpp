@@ -38,11 +38,14 @@ std::string where(const void* pc) {
 }
 
 std::string who_name(int who) {
-    Cta& c = me->cta;
-    if (who < c.threads) return "thread " + std::to_string(who);
-    for (auto& b : c.mbars) if (b.who == who) return "TMA(mbarrier@" + std::to_string(b.addr - kSmemBase) + ")";
-    for (size_t g = 0; g < c.wgs.size(); ++g) if (c.wgs[g].who == who) return "wgmma(warpgroup " + std::to_string(g) + ")";
-    return "bulk store";
+    Block* home = block_of_thread(who);
+    Cta& c = home->cta;
+    std::string other;
+    if (me->worker->size > 1) other = " of block (" + std::to_string(c.block.x) + "," + std::to_string(c.block.y) + "," + std::to_string(c.block.z) + ")";
+    if (who - c.base < c.threads) return "thread " + std::to_string(who - c.base) + other;
+    for (auto& b : c.mbars) if (b.who == who) return "TMA(mbarrier@" + std::to_string(b.addr - kSmemBase) + ")" + other;
+    for (size_t g = 0; g < c.wgs.size(); ++g) if (c.wgs[g].who == who) return "wgmma(warpgroup " + std::to_string(g) + ")" + other;
+    return "bulk store" + other;
 }
 
 void report(const char* kind, const Loc& loc, const char* fmt, ...) {
@@ -58,15 +61,16 @@ void report(const char* kind, const Loc& loc, const char* fmt, ...) {
     if (!L.seen.insert(kind + at).second) return;   // one per kind and line
     ++L.reports;
     char head[160];
-    const uint3& b = me->cta.block;
-    if (me->current) snprintf(head, sizeof head, "[%s] block (%u,%u,%u) thread %d at ", kind, b.x, b.y, b.z, me->current->id);
+    const Fiber* f = self();
+    const uint3& b = f ? f->home->cta.block : me->cta.block;
+    if (f) snprintf(head, sizeof head, "[%s] block (%u,%u,%u) thread %d at ", kind, b.x, b.y, b.z, f->id);
     else snprintf(head, sizeof head, "[%s] block (%u,%u,%u) at ", kind, b.x, b.y, b.z);
     L.text += head + at + ": " + msg + "\n";
 }
 
 void trap(const char* what, Site at) { report("trap", at, "%s", what); abandon(); }
 void undefined(const char* what, const char* file, int line) {
-    if (!me || !me->current) { fprintf(stderr, "%s:%d: %s\n", file, line, what); return; }
+    if (!me || !self()) { fprintf(stderr, "%s:%d: %s\n", file, line, what); return; }
     report("undefined behaviour", Site{file, line}, "%s", what);
 }
 

@@ -3,9 +3,19 @@
 
 namespace emu {
 
-void* smem_pointer(uint32_t a) { return smem_ptr(a); }
+// A 32-bit shared address of another block has one more than its rank in the upper bits, as mapa gives it.
+constexpr int kRankShift = 24;
+void* smem_pointer(uint32_t a) {
+    int rank = int(a >> kRankShift) - 1;
+    return rank < 0 || rank >= me->worker->size ? smem_ptr(a) : me->worker->blocks[rank]->smem + (a & ((1u << kRankShift) - 1));
+}
 void* dynamic_smem() { return me->smem + kSmemBase; }
-uint32_t smem_addr(const void* p) { return uint32_t((const char*)p - me->smem); }
+uint32_t smem_addr(const void* p) {
+    uintptr_t off = (const char*)p - me->smem;
+    if (off < kSmemBase + kSmemMax || me->worker->size == 1) return uint32_t(off);
+    Block* b = block_of(p);
+    return b ? uint32_t((const char*)p - b->smem) | uint32_t(b->cta.rank + 1) << kRankShift : uint32_t(off);
+}
 
 bool in_smem(const void* p, size_t n, const char* op, const Loc& loc) {
     uintptr_t off = (const char*)p - me->smem;

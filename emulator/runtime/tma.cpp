@@ -1,7 +1,7 @@
-// Tensor maps and the copy engine. Loads land when nothing else can run (lazy), at once (eager) or at random; stores read
-// their source when this thread waits for them at the latest.
+// Tensor maps, and copies of boxes.
 #include <cstdio>
 
+#include "copy_engine.hpp"
 #include "mbarrier.hpp"
 
 namespace emu {
@@ -94,67 +94,19 @@ template <class F> static void for_each_range(const Map& m, const Coords& c, F f
     });
 }
 
-static void copy_in(const LoadOp& op) {
+void box_in(const LoadOp& op) {
     const Map& m = op.map;
     for_each_element(m, op.dst, op.from, [&](uint32_t a, char* g) {
         if (!g) std::memset(smem_ptr(a), 0, m.elem);
         else if (owned((uintptr_t)g, m.elem)) std::memcpy(smem_ptr(a), g, m.elem);      // a lying map was reported at the issue
     });
 }
-template <class T, class F> static void combine(T* p, F f) {
-    T old = __atomic_load_n(p, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(p, &old, f(old), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
-}
-static uint16_t narrow(Format f, float x) {
-    if (f == kF16) { _Float16 h = _Float16(x); uint16_t r; std::memcpy(&r, &h, 2); return r; }
-    uint32_t u;
-    std::memcpy(&u, &x, 4);
-    return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fff : uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
-}
-static void copy_out(const BulkOp& op) {
+void box_out(const BulkOp& op) {
     const Map& m = op.map;
-    Format format = Format(m.type);
     for_each_element(m, op.src, op.to, [&](uint32_t a, char* g) {
-        const char* s = smem_ptr(a);
-        if (!g || !owned((uintptr_t)g, m.elem)) return;
-        if (op.kind == Bulk::Store) std::memcpy(g, s, m.elem);
-        else if (m.elem == 4) {
-            float v;
-            std::memcpy(&v, s, 4);
-            combine((uint32_t*)g, [&](uint32_t old) { float p; std::memcpy(&p, &old, 4); p += v; std::memcpy(&old, &p, 4); return old; });
-        } else {
-            uint16_t v;
-            std::memcpy(&v, s, 2);
-            combine((uint16_t*)g, [&](uint16_t old) { return narrow(format, to_float(format, old) + to_float(format, v)); });
-        }
+        if (g && owned((uintptr_t)g, m.elem)) put(op.kind, op.format, g, smem_ptr(a), m.elem);
     });
-    if (checking())
-        for_each_range(m, op.to, [&](uintptr_t p, size_t n) {
-            check_global(p, n, true, op.kind == Bulk::ReduceAdd, op.by->storer + kMaxStorers, op.clk, op.by->clock, op.at);
-        });
-}
-
-static void finish_load(LoadOp& op) {
-    copy_in(op);
-    MBar& b = *op.bar;
-    uint32_t clk = ++b.op_clk;
-    if (checking()) {
-        land(op.dst, op.bytes, b.who, clk, true);
-        b.pend.all[b.who] = clk;
-        b.pend.fenced[b.who] = clk;
-    }
-    b.tx -= op.bytes;
-    phase_check(b);
-}
-void finish_store(BulkOp& op) { if (!op.read_done) { copy_out(op); op.read_done = true; } }
-bool engine_step(bool random) {
-    auto& L = me->cta.loads;
-    if (L.empty()) return false;
-    size_t i = random ? me->rng() % L.size() : 0;
-    auto op = std::move(L[i]);
-    L.erase(L.begin() + i);
-    finish_load(*op);
-    return true;
+    if (checking()) for_each_range(m, op.to, [&](uintptr_t p, size_t n) { wrote(op, p, n); });
 }
 
 static Coords coordinates(const int* c, int rank) {
@@ -166,25 +118,17 @@ static void check_swizzle(const Map& m, Site at) {
     if (m.swizzle && m.box[0] * m.elem != (16u << m.swizzle)) { report("tensor map", at, "swizzled box narrower than the swizzle span is not emulated"); abandon(); }
 }
 void tma_load(void* dst, const void* map, uint64_t* bar, const int* coords, int rank, Site at) {
+    const Block* to = block_of(dst);
+    tma_load_multicast(dst, map, bar, coords, rank, uint16_t(1u << (to ? to : me)->cta.rank), at);
+}
+void tma_load_multicast(void* dst, const void* map, uint64_t* bar, const int* coords, int rank, uint16_t blocks, Site at) {
     Fiber* f = self();
     Map m = decode(map, rank, at);
     check_swizzle(m, at);
-    MBar& b = bar_at(bar, "TMA load", at);
-    if (!b.visible_to_async) report("mbarrier init not fenced", at, "the async proxy may not see the initialised mbarrier");
-    uint32_t bytes = m.box_bytes();
-    if (!in_smem(dst, bytes, "TMA load", at)) abandon();
-    uint32_t a = smem_addr(dst);
-    if (a % 128) { report("misaligned", at, "TMA destination smem+%u is not 128-byte aligned", a - kSmemBase); abandon(); }
-    Cta& c = me->cta;
-    auto op = std::make_unique<LoadOp>(LoadOp{&b, m, a, coordinates(coords, rank), bytes, 0, at});
-    op->tag = uint16_t(0x8000 | (c.next_tag++ & 0x7fff));
-    if (checking()) {
-        for_each_range(m, op->from, [&](uintptr_t p, size_t n) { check_global(p, n, false, false, f->id, now(f), f->clock, at); });
-        check_write(a, bytes, b.who, b.op_clk + 1, f->clock, true, false, op->tag, nullptr, at);
-    }
-    std::memset(dst, 0xff, bytes);
-    if (me->launch->opt.async == Async::Eager) finish_load(*op);
-    else c.loads.push_back(std::move(op));
+    const Coords from = coordinates(coords, rank);
+    if ((uintptr_t)dst % 128) { report("misaligned", at, "TMA destination smem+%u is not 128-byte aligned", smem_addr(dst) - kSmemBase); abandon(); }
+    if (checking()) for_each_range(m, from, [&](uintptr_t p, size_t n) { check_global(p, n, false, false, f->who, now(f), f->clock, at); });
+    issue_load(LoadOp{nullptr, nullptr, m, nullptr, smem_addr(dst), from, m.box_bytes(), 0, at}, dst, bar, blocks, "TMA load");
 }
 void tma_store(Bulk kind, const void* map, const void* src, const int* coords, int rank, Site at) {
     Fiber* f = self();
@@ -195,32 +139,7 @@ void tma_store(Bulk kind, const void* map, const void* src, const int* coords, i
     if (kind == Bulk::ReduceAdd && m.type != kBf16 && m.type != kF16 && m.type != kF32) { report("tensor map", at, "a reduction of type %d is not emulated", m.type); abandon(); }
     uint32_t a = smem_addr(src);
     if (a % 128) { report("misaligned", at, "TMA source smem+%u is not 128-byte aligned", a - kSmemBase); abandon(); }
-    Cta& c = me->cta;
-    if (f->storer < 0) {
-        if (c.storers == kMaxStorers) { report("bulk store", at, "more than %d threads issue bulk stores", kMaxStorers); abandon(); }
-        f->storer = c.threads + kMaxWg + kMaxBars + c.storers++;
-    }
-    uint32_t clk = f->clock.all[f->storer] + uint32_t(f->bulk_groups.size()) + 1;   // one tick per group
-    auto op = std::make_unique<BulkOp>(BulkOp{kind, m, a, coordinates(coords, rank), bytes, clk, f, false, at});
-    if (checking()) check_read(a, bytes, f->storer, clk, f->clock, true, false, nullptr, at);
-    f->bulk.push_back(op.get());
-    if (me->launch->opt.async == Async::Eager) finish_store(*op);
-    c.stores.push_back(std::move(op));
-}
-void bulk_commit() {
-    Fiber* f = self();
-    f->bulk_groups.push_back(std::move(f->bulk));
-    f->bulk.clear();
-}
-void bulk_wait(int pending, bool read_only) {
-    Fiber* f = self();
-    while ((int)f->bulk_groups.size() > pending) {
-        for (auto* op : f->bulk_groups.front()) finish_store(*op);
-        f->bulk_groups.pop_front();
-        if (f->storer >= 0) ++f->clock.all[f->storer];
-    }
-    if (f->storer >= 0 && !read_only) f->clock.all[f->storer + kMaxStorers] = f->clock.all[f->storer];
-    ++f->clock.version;
+    issue_store(BulkOp{kind, m, nullptr, Format(m.type), a, coordinates(coords, rank), bytes, 0, f, false, at});
 }
 
 }  // namespace emu

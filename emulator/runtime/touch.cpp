@@ -5,12 +5,15 @@
 namespace emu {
 
 void touch(const void* p, size_t n, bool write, bool atomic, const void* pc) {
-    Worker* w = me;
-    if (!w || !w->current || !w->launch->opt.check) return;
-    Fiber* f = w->current;
+    Block* w = me;
+    if (!w || !w->worker->current || !w->launch->opt.check) return;
+    Fiber* f = w->worker->current;
     uintptr_t a = (uintptr_t)p;
     if (a - (uintptr_t)f->stack < kStack) return;
-    const bool shared = a - (uintptr_t)w->smem < kSmemBase + kSmemMax + kPage, global = in_heap(p);
+    bool shared = a - (uintptr_t)w->smem < kSmemBase + kSmemMax + kPage;
+    const bool global = in_heap(p);
+    if (!shared && !global && w->worker->size > 1)
+        if (Block* owner = block_of(p)) { w = owner; shared = true; }
     if ((n == 2 || n == 4 || n == 8 || n == 16) && a % n && (shared || global)) {
         report("misaligned", pc, "%s of %zu bytes at an address that is %zu modulo %zu", write ? "write" : "read", n, size_t(a % n), n);
         abandon();
@@ -22,13 +25,15 @@ void touch(const void* p, size_t n, bool write, bool atomic, const void* pc) {
             abandon();
         }
         uint32_t addr = uint32_t(off);
-        if (w->launch->opt.banks) w->banks.note(pc, f->warp, f->lane, addr, int(n));
-        if (write) check_write(addr, n, f->id, now(f), f->clock, false, atomic, 0, pc, pc);
-        else check_read(addr, n, f->id, now(f), f->clock, false, atomic, pc, pc);
+        In in(w);
+        if (w != f->home) reach(w, f->who, now(f), f, pc);
+        if (w->launch->opt.banks && w == f->home) w->banks.note(pc, f->warp, f->lane, addr, int(n));
+        if (write) check_write(addr, n, f->who, now(f), f->clock, false, atomic, 0, pc, pc);
+        else check_read(addr, n, f->who, now(f), f->clock, false, atomic, pc, pc);
         return;
     }
     if (global) {
-        check_global(a, n, write, atomic, f->id, now(f), f->clock, pc);
+        check_global(a, n, write, atomic, f->who, now(f), f->clock, pc);
         if (!owned(a, n)) abandon();
         return;
     }

@@ -19,7 +19,7 @@ float operand(Format f, uint64_t desc, bool mn_major, int mn, int k) {
     return to_float(f, h);
 }
 void execute(WgmmaOp& op, WarpGroup& wg) {
-    Worker& w = *me;
+    Block& w = *me;
     const int n = op.n;
     w.wg_a.resize(64 * 16);
     w.wg_b.resize(16 * n);
@@ -79,7 +79,9 @@ void check_operand(WarpGroup& wg, uint64_t desc, bool mn, int rows, uint32_t clk
         }
 }
 
-bool group_collective(int kind, void* a, Site at, const char* name) {   // true for the last to arrive
+}  // namespace
+
+bool warpgroup_collective(int kind, void* a, Site at, const char* name) {   // true for the last to arrive
     Fiber* f = self();
     if (me->cta.threads % 128) { report("warpgroup", at, "%s in a block of %d threads", name, me->cta.threads); abandon(); }
     WarpGroup& wg = me->cta.wgs[f->warp / 4];
@@ -93,10 +95,9 @@ bool group_collective(int kind, void* a, Site at, const char* name) {   // true 
     wg.arrived = 0;
     return true;
 }
-void wake_group(int wg) {
+void wake_warpgroup(int wg) {
     for (int i = 0; i < 128; ++i) { Fiber* f = me->pool[wg * 128 + i].get(); if (f != self()) me->wake(f); }
 }
-}  // namespace
 
 // PTX ISA, "Asynchronous Warpgroup Level Majorness supported by Strides" and the canonical layouts
 uint32_t wgmma_operand_addr(uint64_t desc, bool mn_major, int mn, int k) {
@@ -117,13 +118,13 @@ bool wgmma_in_flight(float* d) { return me->cta.wgs[self()->warp / 4].flying.cou
 
 void wgmma_fence(Site at) {
     Fiber* f = self();
-    if (group_collective(kWgFence, nullptr, at, "wgmma_fence")) { me->cta.wgs[f->warp / 4].fenced = true; wake_group(f->warp / 4); }
+    if (warpgroup_collective(kWgFence, nullptr, at, "wgmma_fence")) { me->cta.wgs[f->warp / 4].fenced = true; wake_warpgroup(f->warp / 4); }
 }
 void wgmma(Format format, int n, float* d, const uint32_t* a_regs, uint64_t a_desc, bool a_mn, uint64_t b_desc, bool b_mn, bool acc, Site at) {
     struct A { float* d; const uint32_t* a; uint64_t ad, bd; bool acc; } x{d, a_regs, a_desc, b_desc, acc};
     Fiber* f = self();
     int g = f->warp / 4;
-    if (!group_collective(kWgmma, &x, at, "wgmma")) return;
+    if (!warpgroup_collective(kWgmma, &x, at, "wgmma")) return;
     ++me->counters.wgmma;
     WarpGroup& wg = me->cta.wgs[g];
     if (!wg.fenced) report("missing wgmma_fence", at, "registers were accessible since the last wait and no wgmma.fence followed");
@@ -160,20 +161,20 @@ void wgmma(Format format, int n, float* d, const uint32_t* a_regs, uint64_t a_de
     check_operand(wg, b_desc, b_mn, n, op->clk, at);
     if (me->launch->opt.async == Async::Eager) execute(*op, wg);
     wg.open.push_back(std::move(op));
-    wake_group(g);
+    wake_warpgroup(g);
 }
 void wgmma_commit(Site at) {
     Fiber* f = self();
-    if (!group_collective(kWgCommit, nullptr, at, "wgmma_commit")) return;
+    if (!warpgroup_collective(kWgCommit, nullptr, at, "wgmma_commit")) return;
     WarpGroup& wg = me->cta.wgs[f->warp / 4];
     wg.groups.push_back(std::move(wg.open));
     wg.open.clear();
-    wake_group(f->warp / 4);
+    wake_warpgroup(f->warp / 4);
 }
 void wgmma_wait(int pending, Site at) {
     Fiber* f = self();
     int g = f->warp / 4;
-    if (!group_collective(kWgWait, nullptr, at, "wgmma_wait")) return;
+    if (!warpgroup_collective(kWgWait, nullptr, at, "wgmma_wait")) return;
     WarpGroup& wg = me->cta.wgs[g];
     while ((int)wg.groups.size() > pending) {
         for (auto& op : wg.groups.front()) { retire(*op, wg); wg.seen = op->clk; }
@@ -181,11 +182,6 @@ void wgmma_wait(int pending, Site at) {
     }
     if (checking()) for (int t = 0; t < 128; ++t) { auto& c = me->pool[g * 128 + t]->clock; c.all[wg.who] = wg.seen; ++c.version; }
     wg.fenced = false;
-    wake_group(g);
+    wake_warpgroup(g);
 }
-void setmaxnreg(int regs, bool, Site at) {
-    if (regs % 8 || regs < 24 || regs > 256) { report("setmaxnreg", at, "%d registers", regs); abandon(); }
-    self()->regs = regs;
-}
-
 }  // namespace emu

@@ -42,6 +42,19 @@ PRIM void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) 
 }
 
 #if __CUDA_ARCH__ >= 900
+// The addresses of lanes 0-7 count, 0-15, all.
+PRIM void stmatrix_x1(void* row, const u32 (&r)[1]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(smem_addr(row)), "r"(r[0]) : "memory");
+}
+PRIM void stmatrix_x1_trans(void* row, const u32 (&r)[1]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(smem_addr(row)), "r"(r[0]) : "memory");
+}
+PRIM void stmatrix_x2(void* row, const u32 (&r)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(smem_addr(row)), "r"(r[0]), "r"(r[1]) : "memory");
+}
+PRIM void stmatrix_x2_trans(void* row, const u32 (&r)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(smem_addr(row)), "r"(r[0]), "r"(r[1]) : "memory");
+}
 PRIM void stmatrix_x4(void* row, const u32 (&r)[4]) {          // the inverse of ldmatrix_x4
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(smem_addr(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }

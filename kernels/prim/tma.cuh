@@ -49,6 +49,23 @@ PRIM void tma_reduce_add_2d(const TensorMap* map, const void* smem, int x, int y
                  ::"l"(map), "r"(smem_addr(smem)), "r"(x), "r"(y) : "memory");
 }
 PRIM void tma_prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+// Plain ranges: addresses and bytes are multiples of 16.
+PRIM void bulk_load(void* smem, const void* gmem, u32 bytes, u64* bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(smem_addr(smem)), "l"(gmem), "r"(bytes), "r"(smem_addr(bar)) : "memory");
+}
+PRIM void bulk_store(void* gmem, const void* smem, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(gmem), "r"(smem_addr(smem)), "r"(bytes) : "memory");
+}
+PRIM void bulk_reduce_add(float* gmem, const float* smem, u32 bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(gmem), "r"(smem_addr(smem)), "r"(bytes) : "memory");
+}
+PRIM void bulk_reduce_add(bf16* gmem, const bf16* smem, u32 bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16 [%0], [%1], %2;" ::"l"(gmem), "r"(smem_addr(smem)), "r"(bytes) : "memory");
+}
+PRIM void bulk_reduce_add(f16* gmem, const f16* smem, u32 bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.f16 [%0], [%1], %2;" ::"l"(gmem), "r"(smem_addr(smem)), "r"(bytes) : "memory");
+}
 PRIM void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int Pending> PRIM void bulk_wait_read() {            // the sources may be overwritten
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
