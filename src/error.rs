@@ -1,6 +1,7 @@
 //! Everything that can be wrong with a call, found before any work starts.
 
 use crate::DType;
+use std::borrow::Cow;
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -128,6 +129,14 @@ pub enum Error {
     #[error("this forward does not belong to these inputs: {reason}")]
     ForeignForward {
         /// How they differ.
+        reason: String,
+    },
+    /// A GPU, its driver, or what is asked of it: the call that failed and why.
+    #[error("CUDA: {call}: {reason}")]
+    Device {
+        /// The call into the driver or the compiler, `plan` for what the kernels cannot do, `probe` for a missing part.
+        call: Cow<'static, str>,
+        /// What is missing, or what the driver says.
         reason: String,
     },
     /// A gradient that was asked for but does not exist.

@@ -37,6 +37,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | (none) | the operation, the `f64` [`mod@reference`], the [`Cpu`] backend |
+//! | `cuda` | the CUDA backend, for GPUs from Ampere on; the crate still builds and runs without CUDA |
 //! | `candle` | the loss as a differentiable candle operation |
 //! | `cli` | the `cce` binary |
 
@@ -50,8 +51,13 @@ pub mod filter;
 pub mod memory;
 mod options;
 mod outputs;
+pub mod plan;
 mod problem;
 pub mod reference;
+
+#[cfg(feature = "cuda")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
+pub mod cuda;
 
 #[cfg(feature = "candle")]
 #[cfg_attr(docsrs, doc(cfg(feature = "candle")))]
@@ -59,6 +65,9 @@ pub mod candle;
 
 pub use backend::{Backend, cce_backward, cce_backward_into, cce_forward, cce_forward_backward};
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
+pub use cuda::{Cuda, CudaStaged};
 pub use element::{DType, Element};
 pub use error::{Error, Result};
 pub use memory::{Host, HostBuffer, HostSlice, HostSliceMut, Memory};

@@ -8,7 +8,7 @@
 //! ulps of `a_i = max_v (|scale| Σ_d |E_id C_vd| + |bias_v|)` (or of its partial sums' random walk, if larger), an exponential by that times itself, and a sum by a few
 //! ulps of the sum of its terms' magnitudes. [`ULPS`] is "a few". Everything else follows by the chain rule.
 
-use super::compare::{assert_close, check_close};
+use super::compare::{assert_close, check_close, rounding};
 use cut_cross_entropy::reference::{Reference, ReferenceForward, ReferenceUpstream};
 use cut_cross_entropy::{
     CceOptions, DType, Forward, GradientFilter, HostBuffer, Problem, Reduction, Telemetry, filter,
@@ -86,6 +86,8 @@ pub struct Expected {
     pub logits: Vec<f64>,
     /// a_i, the size of what cancels in the logits of row i.
     pub scale: Vec<f64>,
+    /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows before it multiplies them.
+    pub stored: Option<DType>,
 }
 
 impl Expected {
@@ -118,7 +120,38 @@ impl Expected {
                 }
             }
         }
-        Expected { forward: reference.forward(), reference, logits, scale }
+        Expected { forward: reference.forward(), reference, logits, scale, stored: None }
+    }
+
+    /// For a backend whose exact path feeds 16-bit matrix units: it rounds logit gradients once, to the inputs' type.
+    pub fn stored_as(self, dtype: DType) -> Self {
+        Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), ..self }
+    }
+
+    /// What storing the logit gradient `g` of an exact row may cost, where the largest of the problem is `largest`:
+    /// half a unit in the last place, also of numbers that are subnormal beside the largest. Gradients are stored as
+    /// multiples of a power of two that is at least `largest` and at most twice that; in f16 the largest become 2^14,
+    /// so that the small ones keep their digits.
+    fn storing(&self, g: f64, largest: f64) -> f64 {
+        let Some(dtype) = self.stored else { return 0.0 };
+        let unit = 2.0 * largest / if dtype == DType::F16 { 16384.0 } else { 1.0 };
+        if unit > 0.0 { unit * rounding(dtype, g / unit) } else { 0.0 }
+    }
+
+    /// An upper bound of the logit gradients' magnitudes: that of each of their parts.
+    fn largest_gradient(&self, upstream: &ReferenceUpstream, d_loss: f64) -> f64 {
+        let (r, v) = (&self.reference, self.vocab() as f64);
+        let smoothing = f64::from(self.options().label_smoothing);
+        let weight_sum: f64 = r.class_weights.iter().sum();
+        let of_row = |(i, y): (usize, &Option<usize>)| {
+            let d_losses = (d_loss + upstream.losses[i]) * r.token_weights[i];
+            let target = d_losses * (1.0 - smoothing) * r.class_weights[(*y)?] + upstream.nll[i];
+            let spread = (d_losses * smoothing / v).abs() * weight_sum;
+            let squared = d_losses * 2.0 * f64::from(self.options().z_loss) * self.forward.lse[i];
+            let entropy = upstream.entropy[i].abs() * (0.37 + v.ln());
+            Some(2.0 * (target.abs() + spread) + squared.abs() + upstream.lse[i].abs() + entropy)
+        };
+        r.targets.iter().enumerate().filter_map(of_row).filter(|x| x.is_finite()).fold(0.0, f64::max)
     }
 
     pub fn options(&self) -> &CceOptions {
@@ -260,6 +293,7 @@ impl Expected {
         let d_loss = if denominator == 0.0 { 0.0 } else { upstream.loss / denominator };
         let weight_sum: f64 = r.class_weights.iter().sum();
         let eps = f64::from(filter.eps());
+        let largest = self.largest_gradient(upstream, d_loss);
 
         let (mut d_embeddings, mut d_classifier, mut d_bias) =
             (Bounded::zeros(n * d), Bounded::zeros(v * d), Bounded::zeros(v));
@@ -338,6 +372,9 @@ impl Expected {
                 }
                 if g == 0.0 && p_hat == 0.0 && tolerance <= flushed {
                     continue;
+                }
+                if exact_row {
+                    tolerance += self.storing(g.abs() + tolerance, largest);
                 }
                 d_bias.add(class, g, 1.0, tolerance);
                 g *= f64::from(options.logit_scale);

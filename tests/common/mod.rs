@@ -4,6 +4,8 @@
 
 pub mod cases;
 pub mod compare;
+#[macro_use]
+pub mod conformance;
 pub mod data;
 pub mod expected;
 pub mod naive;

@@ -1,7 +1,7 @@
 //! Values of command line options that several subcommands share.
 
 use clap::ValueEnum;
-use cut_cross_entropy::{Cpu, DType, GradientDType, GradientFilter, Reduction};
+use cut_cross_entropy::{Backend, Cpu, DType, GradientDType, GradientFilter, Host, Problem, Reduction};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,10 +16,54 @@ pub enum BackendArg {
 
 impl BackendArg {
     /// The backend, or why there is none.
-    pub fn open(self) -> anyhow::Result<Cpu> {
+    pub fn open(self) -> anyhow::Result<AnyBackend> {
         match self {
-            BackendArg::Auto | BackendArg::Cpu => Ok(Cpu),
-            BackendArg::Cuda => anyhow::bail!("this build has no CUDA backend; use --backend cpu"),
+            BackendArg::Cpu => Ok(AnyBackend::Cpu(Cpu)),
+            BackendArg::Cuda => AnyBackend::cuda(),
+            BackendArg::Auto => AnyBackend::cuda().or(Ok(AnyBackend::Cpu(Cpu))),
+        }
+    }
+}
+
+/// A backend for host tensors.
+pub enum AnyBackend {
+    /// The processor.
+    Cpu(Cpu),
+    /// The first GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(cut_cross_entropy::CudaStaged),
+}
+
+impl AnyBackend {
+    /// The first GPU, or why there is none.
+    #[cfg(feature = "cuda")]
+    pub fn cuda() -> anyhow::Result<Self> {
+        Ok(AnyBackend::Cuda(cut_cross_entropy::CudaStaged::new(0)?))
+    }
+    /// The first GPU, or why there is none.
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda() -> anyhow::Result<Self> {
+        anyhow::bail!("this build has no CUDA backend: rebuild with `--features cli,cuda`, or use --backend cpu")
+    }
+
+    /// What computes.
+    pub fn host(&self) -> &dyn Backend<Memory = Host> {
+        match self {
+            AnyBackend::Cpu(cpu) => cpu,
+            #[cfg(feature = "cuda")]
+            AnyBackend::Cuda(cuda) => cuda,
+        }
+    }
+
+    /// Workspace by the backend's plan; for a GPU that on the device.
+    pub fn planned_workspace_bytes(&self, problem: &Problem<'_>) -> anyhow::Result<usize> {
+        match self {
+            AnyBackend::Cpu(cpu) => Ok(cpu.plan(problem).workspace_bytes()),
+            #[cfg(feature = "cuda")]
+            AnyBackend::Cuda(cuda) => {
+                let workload = cut_cross_entropy::plan::Workload::new(problem, false);
+                Ok(cuda.cuda().plan(&workload)?.workspace.peak_bytes())
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
+use cut_cross_entropy::plan::{DeviceInfo, LaunchPlan, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
 /// Version, backends, devices, named shapes, and the plan for one shape.
@@ -32,13 +33,21 @@ pub struct InfoArgs {
     /// Threshold on probabilities of the unbiased and threshold filters; `2^-10` is understood.
     #[arg(long, value_parser = parse_eps, default_value = "2^-10")]
     eps: f32,
+    /// Also print the CUDA backend's plan for this GPU, which need not be there: a100, a10, rtx3090, l4, rtx4090, h100, h200
+    /// or rtx5090.
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     println!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"));
     println!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads());
-    println!("backend cuda: not in this build");
+    let present = cuda_device();
+    match &present {
+        Ok(device) => println!("backend cuda: {device}"),
+        Err(reason) => println!("backend cuda: {reason}"),
+    }
     if let Some(bytes) = system_memory::available_bytes() {
         println!("memory: {:.1} GiB free", bytes as f64 / (1 << 30) as f64);
     }
@@ -60,6 +69,17 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let options = CceOptions { filter: args.filter.filter(args.eps, 0), ..CceOptions::default() };
     let label = if custom { "given shape".into() } else { named.to_string() };
     println!("\nplan for {label}: {}", CpuPlan::new(shape, dtype, &options, rayon::current_num_threads()));
+    let device = match &args.device {
+        Some(name) => {
+            let names = DeviceInfo::KNOWN.map(|d| d.name.to_string()).join(", ");
+            Some(DeviceInfo::known(name).with_context(|| format!("no device is named `{name}`; known: {names}"))?)
+        }
+        None => present.ok(),
+    };
+    if let Some(device) = device {
+        let workload = Workload { shape, dtype, bias: false, aligned: true, options };
+        println!("\nplan for {label}: {}", LaunchPlan::new(&workload, &device)?);
+    }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;
     let Shape { tokens, hidden, vocab } = shape;
     println!(
@@ -68,6 +88,16 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         gib(2.0 * (tokens as f64 + vocab as f64) * hidden as f64 * dtype.size_in_bytes() as f64),
     );
     Ok(())
+}
+
+/// The GPU, or why there is none.
+#[cfg(feature = "cuda")]
+fn cuda_device() -> Result<DeviceInfo, String> {
+    cut_cross_entropy::Cuda::new(0).map(|cuda| cuda.device().clone()).map_err(|error| error.to_string())
+}
+#[cfg(not(feature = "cuda"))]
+fn cuda_device() -> Result<DeviceInfo, String> {
+    Err("not in this build".into())
 }
 
 /// The processor's name, where the system tells.

@@ -1,0 +1,162 @@
+// The only contract between host and device: one argument block for every kernel. Plain data, mirrored field by field in
+// src/cuda/abi.rs. Addresses are device addresses; null means "not there". N tokens, V vocab, D hidden; "row" is a token that
+// is not ignored, numbered in token order (0 .. header->num_rows).
+#pragma once
+
+#include "prim/prim.cuh"
+
+using prim::f64;
+using prim::i64;
+using prim::u32;
+using prim::u64;
+
+// ---- sizes that host and device agree on ------------------------------------------------------------------------------
+constexpr u32 BLOCK_N = 128;                 // rows of a row block: of a logits tile, and of a pool of candidates
+constexpr u32 BLOCK_V = 128;                 // classes of a logits tile
+constexpr u32 MAX_PARTIALS = 64;             // most (round, split) pairs of a forward
+constexpr u32 CLASS_BITS = 25;               // a candidate packs its class below its row in the block: V <= 2^25
+constexpr u32 NONE = 0xFFFFFFFFu;            // no row, no class
+constexpr u32 SUM_PARTS = 64;                // parts into which sums over all rows or classes are cut, whatever their number
+
+enum ElementType : u32 { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 2 };
+enum TargetType : u32 { TARGET_I64 = 0, TARGET_I32 = 1, TARGET_U32 = 2 };
+enum Reduction : u32 { REDUCTION_NONE = 0, REDUCTION_MEAN = 1, REDUCTION_SUM = 2 };
+enum Filter : u32 { FILTER_EXACT = 0, FILTER_UNBIASED = 1, FILTER_THRESHOLD = 2 };
+enum SinkMode : u32 { SINK_SKIP = 0, SINK_OVERWRITE = 1, SINK_ACCUMULATE = 2 };
+
+// ---- inputs -----------------------------------------------------------------------------------------------------------
+struct LceProblem {
+    const void* embeddings;                  // E [N, D], rows embeddings_stride apart
+    const void* classifier;                  // C [V, D], rows classifier_stride apart
+    const void* targets;                     // [N] of target_type
+    const void* bias;                        // [V] of bias_type, or null
+    const float* class_weights;              // [V] or null: all 1
+    const float* token_weights;              // [N] or null: all 1
+    i64 embeddings_stride;                   // elements
+    i64 classifier_stride;                   // elements
+    i64 ignore_index;
+    u64 seed;                                // of FILTER_UNBIASED
+    u32 tokens, vocab, hidden;
+    u32 seq_len;                             // tokens of a sequence; N where there is one
+    u32 shift;                               // token t goes with target t + shift of its sequence
+    u32 target_type, bias_type, reduction, filter;
+    float eps;                               // of the filter
+    float softcap;                           // 0: none
+    float logit_scale, label_smoothing, z_loss;
+    u32 entropy, metrics;                    // 0 or 1: compute these outputs
+};
+
+// ---- outputs, indexed by token; 0 (argmax: NONE) for ignored tokens --------------------------------------------------
+struct LceOutputs {
+    float* loss;                             // 1
+    float* losses;                           // [N]
+    float* nll;                              // [N]
+    float* lse;                              // [N]
+    float* target_logit;                     // [N]
+    float* entropy;                          // [N] or null
+    u32* argmax;                             // [N] or null
+    float* accuracy;                         // 1 or null
+};
+
+// ---- what a forward keeps for its backward ----------------------------------------------------------------------------
+struct LceHeader {
+    f64 denominator;                         // of REDUCTION_MEAN: sum over rows of token weight x class weight; else 1
+    f64 class_weight_sum;                    // sum over V, where label_smoothing > 0
+    f64 kept_mass;                           // sum over rows of the softmax mass of kept entries, 1 for exact rows
+    u64 candidates;                          // ever put aside
+    u64 kept_entries;                        // that passed with the final log-sum-exp
+    i64 bad_target;                          // value of the first target out of range
+    u32 bad_target_token;                    // its token, NONE if all are in range
+    u32 num_rows;
+    u32 exact_rows;                          // rows without a list of entries: they take the exact path
+    u32 padding;
+};
+
+// p = exp(z - max) * inverse_sum; ln p = (z - max) - log_sum
+struct LceRowStatistics {
+    float max, inverse_sum, log_sum, lse, entropy, target_logit;
+    u32 argmax;
+    float kept_mass;                         // softmax mass of the row's kept entries
+};
+
+struct LceEntry { u32 index; float value; };
+
+struct LceSaved {
+    LceHeader* header;
+    u32* token_row;                          // [N] row of a token, NONE if ignored
+    u32* row_token;                          // [N]
+    u32* row_class;                          // [N] target, NONE if it is out of range (the row is poisoned with NaN)
+    LceRowStatistics* statistics;            // [N]
+    LceEntry* entries;                       // [row_blocks, block_entries] (class, logit): rows in order, classes ascending
+    u32* entry_begin;                        // [N] of a row's list, from its row block's start
+    u32* entry_count;                        // [N] NONE: the row takes the exact path
+    u32* exact_row;                          // [N] the rows of the exact path, ascending; header->exact_rows of them
+};
+
+// ---- forward scratch --------------------------------------------------------------------------------------------------
+// Softmax state of one row over one share of the vocabulary: sum = sum of exp(z - max), weighted = sum of
+// exp(z - max)(z - max), smooth = sum of w_v (z_v - anchor), anchor = the row's seed logit where finite, else 0.
+struct LcePartial { float max, sum, weighted, smooth; };
+
+struct LceForwardScratch {
+    float* seed_logit;                       // [N] target's logit by a dot product of its own
+    float* bound;                            // [N] a lower bound of the row's final log-sum-exp (natural log)
+    LcePartial* partial;                     // [partials, N]
+    u32* partial_argmax;                     // [partials, N] first class that reached the share's max
+    u32* pool_count;                         // [row_blocks] candidates ever pushed, also beyond block_entries
+    LceEntry* pool;                          // [row_blocks, block_entries] (row in block << CLASS_BITS | class, logit)
+    u32* kept_begin;                         // [N] scratch of the filter
+};
+
+// ---- backward ---------------------------------------------------------------------------------------------------------
+struct LceUpstream {
+    const float* losses;                     // [N] or null, each
+    const float* nll;
+    const float* lse;
+    const float* entropy;
+    float loss;                              // of the scalar loss
+    u32 padding;
+};
+
+struct LceSink { void* data; u32 type; u32 mode; };   // dense; ElementType, SinkMode (ACCUMULATE: TYPE_F32 only)
+
+// dL/dz_v = p_v (softmax - entropy (ln p_v + H)) - [v = y] target - spread w_v, before the softcap's slope and the scale
+struct LceCoefficients { float softmax, target, spread, entropy; };
+
+struct LceBackwardScratch {
+    LceCoefficients* coefficients;           // [N] by row
+    u32* column_begin;                       // [V + 1] first entry of each class's list
+    u32* popular_classes;                    // [V] the classes with long lists
+    u32* column_block_sum;                   // [ceil(V / 4096) + 1] of the scan; in the last: number of popular_classes
+    LceEntry* column_entries;                // [row_blocks * block_entries] (token, dL/dz of the entry: before logit_scale)
+    float* class_sum_parts;                  // [SUM_PARTS, D] label smoothing: parts of sum_v w_v C_v
+    float* class_sum;                        // [D]
+    float* spread_sum_parts;                 // [SUM_PARTS, D] label smoothing: parts of sum_i spread_i E_i over sparse rows
+    float* spread_sum;                       // [D]
+    float* spread_total;                     // [1] sum_i spread_i over sparse rows
+    u32* exact_scale;                        // [1] bits of the largest magnitude of a logit gradient, atomic maximum
+    u32* barrier;                            // [2] of the grid: arrivals, generation; zero before the launch
+    void* exact_gradients;                   // logit gradients of a panel of exact rows x a chunk of classes, of the input type
+    float* exact_d_embeddings;               // [exact_panel_rows, D] accumulators
+    u64 exact_gradients_elements;            // that exact_gradients holds
+    u32 exact_panel_rows;                    // multiple of BLOCK_N
+    u32 padding;
+};
+
+// ---- the argument of every kernel -------------------------------------------------------------------------------------
+struct LceArgs {
+    LceProblem problem;
+    LceOutputs outputs;
+    LceSaved saved;
+    LceForwardScratch forward;
+    LceUpstream upstream;
+    LceSink d_embeddings, d_classifier, d_bias;
+    LceBackwardScratch backward;
+    u32 row_blocks;                          // ceil(N / BLOCK_N)
+    u32 block_entries;                       // room of a row block in pool and entries; rows beyond it take the exact path
+    u32 capture;                             // 1: this forward puts candidates aside
+    u32 partials;                            // (round, split) pairs in all
+    u32 first_partial;                       // of this round: split s of it writes partial first_partial + s
+    u32 splits;                              // of this round
+    u32 first_tile, num_tiles;               // tiles of BLOCK_V classes that this round covers, shared by its splits
+};

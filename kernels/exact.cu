@@ -1,0 +1,422 @@
+// The exact path: rows without a list of kept entries. Their logits once more, a chunk of the vocabulary at a time; the logit gradients G
+// of the chunk in a bounded workspace; then the products dE += G C and dC = G^T E. One cooperative launch:
+//
+//     for each chunk of classes      (a)  G = gradient of the logits of E C^T          tiles of 128 rows x 128 classes
+//         grid barrier               (b)  dE += G C, dC = G^T E, dbias = column sums of G      tiles of 128 x 128 of D
+//         grid barrier
+//
+// Every output element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, and a
+// column of dC is complete with its chunk, what the sparse rows give to it included. With more exact rows than accumulators
+// (exact_panel_rows) dE is done panel by panel, then dC once more with all rows: G is computed twice.
+//
+// G is stored in the input type, divided by a power of two so that |G| <= 1 (f16: 2^14), and is 0 for rows and classes of a tile that
+// do not exist: the products need no masks. The host provides round_up(X, 128) * 128 elements of workspace at least, X the number of
+// exact rows, and at least round_up(min(X, exact_panel_rows), 128) * 128 follows from it.
+#include "column_sum.cuh"
+#include "gradient.cuh"
+#include "gradient_product.cuh"
+#include "grid_barrier.cuh"
+#include "logit_map.cuh"
+#include "logits_tile.cuh"
+#include "sink.cuh"
+
+namespace exact {
+
+using prim::bf16;
+using prim::f16;
+using prim::Vec16;
+
+// ---- sizes and shared memory ----------------------------------------------------------------------------------------------
+constexpr u32 THREADS = 256;
+template <class T> constexpr u32 BLOCKS_PER_SM = sizeof(T) == 4 ? 1 : 2;    // f32 in two parts needs more than 128 registers
+constexpr u32 TILE = 128;                    // rows, classes or columns of D
+constexpr u32 SEGMENT_TILES = 4;             // tiles of G that a block computes in a row, the copies running on across them
+constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
+constexpr u32 STAGED_STRIDE = TILE + 4;      // words of a row of a staged tile: not all rows in the same banks
+static_assert(THREADS == logits::THREADS && THREADS == gradient_product::THREADS, "one block does all phases");
+static_assert(TILE == BLOCK_N && TILE == BLOCK_V && TILE == gradient_product::TILE, "one tile size in all phases");
+
+struct GradientSmem {                        // phase (a)
+    logits::Ring ring;
+    LceRowStatistics statistics[TILE];
+    LceCoefficients coefficients[TILE];
+    u32 row_class[TILE];                     // NONE: no such row
+    float bias[TILE];
+    float class_weight[TILE];
+};
+
+struct ProductSmem {                         // phase (b)
+    union {
+        gradient_product::Ring ring;
+        float staged[TILE * STAGED_STRIDE];  // a finished tile of dC, in f32
+    };
+    column_sum::Order order;
+    float bias[TILE];
+};
+
+// ---- which rows, which classes --------------------------------------------------------------------------------------------
+struct Scale { float down, up; };            // G is stored times `down`; sums over it come back by `up`. Powers of two
+
+struct Pass {
+    u32 first, rows;                         // exact rows, by their position in exact_row
+    u32 row_tiles;
+    u32 width;                               // classes of a chunk and row length of G, a multiple of TILE
+    u32 d_embeddings, d_classifier, d_bias;  // 0 or 1: what this pass is for
+};
+
+struct Chunk {
+    u32 first;                               // class
+    u32 tiles;
+    u32 is_first, is_last;                   // 0 or 1
+};
+
+struct Segment {                             // of tiles of G that the block computes in a row
+    u32 row0, rows;                          // from the pass's first row
+    u32 first_tile, end_tile;                // of the vocabulary
+};
+
+// What the block is working on: in shared memory, where it costs the main loops no registers.
+struct Work {
+    Scale scale;
+    Pass pass;
+    Chunk chunk;
+    u32 segment_tiles;                       // most tiles of a segment
+    Segment segment;
+    u32 item;                                // of a phase: this block's share is every gridDim.x-th
+    u32 more;                                // 0: all is done
+};
+
+struct Smem {
+    union {
+        GradientSmem gradients;
+        ProductSmem products;
+    };
+    Work work;
+};
+static_assert(sizeof(Smem) <= 96 * 1024, "devices with 99 KB of shared memory run one block");
+
+// f16 has few binades below 1 before its subnormals begin: the upper half of its range is used too, but for a margin of 4.
+template <class T> constexpr u32 LIFT = 0;
+template <> constexpr u32 LIFT<f16> = 14;
+
+template <class T> __device__ __forceinline__ Scale scale_of(u32 largest_bits) {
+    if (largest_bits == 0) return {1.0f, 1.0f};
+    u32 exponent = (largest_bits >> 23) + ((largest_bits & 0x7FFFFFu) != 0);   // of the power of two at or above the largest |G|
+    exponent = exponent < 32 ? 32 : exponent > 222 ? 222 : exponent;           // both factors stay normal numbers
+    return {prim::bits_f32((254 - exponent + LIFT<T>) << 23), prim::bits_f32((exponent - LIFT<T>) << 23)};
+}
+
+__device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
+__device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
+
+// ---- phase (a): logit gradients of a chunk ----------------------------------------------------------------------------------
+__device__ __forceinline__ void store_pair(float* to, float first, float second) {
+    *reinterpret_cast<u64*>(to) = prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
+}
+template <class T> __device__ __forceinline__ void store_pair(T* to, float first, float second) {
+    *reinterpret_cast<u32*>(to) = prim::pack2<T>(first, second);
+}
+
+// What the 128 rows of a tile need beside their logits; before a barrier that for_each_tile has.
+__device__ __forceinline__ void load_rows(const LceArgs& a, GradientSmem& smem, u32 first, u32 rows) {
+    const u32 r = threadIdx.x;
+    if (r >= rows || r >= TILE) return;
+    const u32 row = a.saved.exact_row[first + r];
+    smem.statistics[r] = a.saved.statistics[row];
+    smem.coefficients[r] = a.backward.coefficients[row];
+    smem.row_class[r] = a.saved.row_class[row];
+}
+
+__device__ __forceinline__ void load_classes(const LceProblem& p, GradientSmem& smem, u32 tile) {
+    const u32 c = threadIdx.x, class_index = tile * TILE + c;
+    if (c >= TILE || class_index >= p.vocab) return;
+    smem.bias[c] = logit_map::bias(p, class_index);
+    smem.class_weight[c] = logit_map::class_weight(p, class_index);
+}
+
+// One tile from products to G.
+template <class T>
+__device__ __forceinline__ void store_gradients(const LceArgs& a, const Smem& smem, u32 tile, const gradient_product::Accumulators& acc) {
+    const LceProblem& p = a.problem;
+    const GradientSmem& own = smem.gradients;
+    const Segment segment = smem.work.segment;
+    const u32 first_class = tile * TILE, classes = smaller(TILE, p.vocab - first_class), width = smem.work.pass.width;
+    const float down = smem.work.scale.down;
+    const u32 thread = gradient_product::own_thread();
+    T* to = static_cast<T*>(a.backward.exact_gradients) + u64(segment.row0) * width + (first_class - smem.work.chunk.first);
+#pragma unroll
+    for (u32 m = 0; m < 4; ++m)
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h) {
+            const u32 r = gradient_product::row_of(thread, m, h);
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                const u32 c = gradient_product::column_of(thread, n);
+                float g[2] = {};                 // 0 for what does not exist
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i)
+                    if (r < segment.rows && c + i < classes) {
+                        const float logit = logit_map::apply(p, acc[m][n][2 * h + i], own.bias[c + i]);
+                        const bool is_target = own.row_class[r] == first_class + c + i;
+                        g[i] = down * gradient::of_logit(p, own.statistics[r], own.coefficients[r], logit, own.class_weight[c + i], is_target);
+                    }
+                store_pair(to + u64(r) * width + c, g[0], g[1]);
+            }
+        }
+}
+
+// Row tiles in groups, in a group all segments of classes, in a segment the group's row tiles: what the grid works on at a time is a
+// near square of the plane.
+__device__ __forceinline__ Segment segment_of(const Work& work, u32 item) {
+    const u32 segments = div_up(work.chunk.tiles, work.segment_tiles);
+    const u32 group = item / (GROUP_ROWS * segments), in_group = item % (GROUP_ROWS * segments);
+    const u32 height = smaller(GROUP_ROWS, work.pass.row_tiles - group * GROUP_ROWS);
+    const u32 row0 = (group * GROUP_ROWS + in_group % height) * TILE, tile = in_group / height * work.segment_tiles;
+    const u32 first_tile = work.chunk.first / TILE;
+    return {row0, smaller(TILE, work.pass.rows - row0), first_tile + tile,
+            first_tile + smaller(tile + work.segment_tiles, work.chunk.tiles)};
+}
+
+template <class T, bool ALIGNED> __device__ __forceinline__ void gradients_of_chunk(const LceArgs& a, Smem& smem) {
+    Work& work = smem.work;
+    for (;;) {
+        const Segment segment = segment_of(work, work.item);
+        if (segment.row0 >= work.pass.rows) return;
+        if (threadIdx.x == 0) work.segment = segment;
+        load_rows(a, smem.gradients, work.pass.first + segment.row0, segment.rows);
+        const u32* exact_row = a.saved.exact_row + work.pass.first + segment.row0;
+        logits::for_each_tile<T, ALIGNED>(
+            a.problem, smem.gradients.ring, segment.first_tile, segment.end_tile,
+            [&](u32 r) { return a.saved.row_token[exact_row[r < segment.rows ? r : 0]]; },
+            [&](u32 tile) { load_classes(a.problem, smem.gradients, tile); },
+            [&](u32 tile, const gradient_product::Accumulators& acc) { store_gradients<T>(a, smem, tile, acc); });
+        if (threadIdx.x == 0) work.item += gridDim.x;
+        __syncthreads();
+    }
+}
+
+// ---- phase (b): products ----------------------------------------------------------------------------------------------------
+enum class Product : u32 { D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
+struct Item {
+    Product kind;
+    u32 tile, column0;                       // of rows or of classes; of D
+};
+
+// The longest work comes first: dE sums over a chunk's classes, dC over the rows.
+__device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work) {
+    const u32 column_tiles = div_up(p.hidden, TILE);
+    const u32 d_embeddings = work.pass.d_embeddings * work.pass.row_tiles * column_tiles;
+    const u32 d_classifier = work.pass.d_classifier * work.chunk.tiles * column_tiles, d_bias = work.pass.d_bias * work.chunk.tiles;
+    u32 at = work.item;
+    if (at < d_embeddings) return {Product::D_EMBEDDINGS, at / column_tiles, at % column_tiles * TILE};
+    at -= d_embeddings;
+    if (at < d_classifier) return {Product::D_CLASSIFIER, at / column_tiles, at % column_tiles * TILE};
+    at -= d_classifier;
+    return {at < d_bias ? Product::D_BIAS : Product::NONE_LEFT, at, 0};
+}
+
+// dE of 128 exact rows and 128 columns: added to the accumulators, or with the last chunk written.
+template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
+    const LceProblem& p = a.problem;
+    gradient_product::Accumulators acc;
+    {
+        const Item item = item_of(p, work);
+        const gradient_product::Right<T, gradient_product::ClassRows> right = {
+            static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first, p.vocab}, item.column0, p.hidden};
+        const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.pass.width;
+        const u32 steps = work.chunk.tiles * (TILE / gradient_product::STEP<T>);
+        gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.pass.width, right, steps);
+    }
+    const Item item = item_of(p, work);          // again, rather than in registers meanwhile
+    const float factor = work.scale.up * p.logit_scale;
+    const u32 thread = gradient_product::own_thread();
+#pragma unroll
+    for (u32 m = 0; m < 4; ++m)
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h) {
+            const u32 r = item.tile * TILE + gradient_product::row_of(thread, m, h);
+            if (r >= work.pass.rows) continue;
+            float* sums = a.backward.exact_d_embeddings + u64(r) * p.hidden;
+            const u64 token = work.chunk.is_last ? a.saved.row_token[a.saved.exact_row[work.pass.first + r]] : 0;
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n)
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i) {
+                    const u32 column = item.column0 + gradient_product::column_of(thread, n) + i;
+                    if (column >= p.hidden) continue;
+                    float sum = acc[m][n][2 * h + i];
+                    if (!work.chunk.is_first) sum += sums[column];
+                    if (work.chunk.is_last) sink::put_one(a.d_embeddings, token * p.hidden + column, sum * factor);
+                    else sums[column] = sum;
+                }
+        }
+}
+
+// dC of 128 classes and 128 columns, staged.
+template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
+    const LceProblem& p = a.problem;
+    gradient_product::Accumulators acc;
+    {
+        const Item item = item_of(p, work);
+        const gradient_product::Right<T, gradient_product::ExactTokens> right = {      // a pass for dC begins with the first row
+            static_cast<const T*>(p.embeddings), p.embeddings_stride, {a.saved.exact_row, a.saved.row_token, work.pass.rows}, item.column0, p.hidden};
+        const T* left = static_cast<const T*>(a.backward.exact_gradients) + item.tile * TILE;
+        const u32 steps = work.pass.row_tiles * (TILE / gradient_product::STEP<T>);
+        gradient_product::multiply<T, true, ALIGNED>(acc, smem.ring, left, work.pass.width, right, steps);
+    }
+    const float factor = work.scale.up * p.logit_scale;
+    const u32 thread = gradient_product::own_thread();
+#pragma unroll
+    for (u32 m = 0; m < 4; ++m)
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h)
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                const u32 at = gradient_product::row_of(thread, m, h) * STAGED_STRIDE + gradient_product::column_of(thread, n);
+                store_pair(&smem.staged[at], acc[m][n][2 * h] * factor, acc[m][n][2 * h + 1] * factor);
+            }
+}
+
+// dbias of 128 classes, in smem.bias: a thread sums 16 bytes of columns over every GROUPS-th row, then the groups are added in order.
+template <class T>
+__device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
+    const u32 tile = item_of(a.problem, work).tile, thread = gradient_product::own_thread();
+    constexpr u32 VECTOR = 16 / sizeof(T), GROUPS = THREADS / (TILE / VECTOR);
+    const u32 c = thread % (TILE / VECTOR) * VECTOR, group = thread / (TILE / VECTOR);
+    const T* from = static_cast<const T*>(a.backward.exact_gradients) + tile * TILE + c;
+    float sum[VECTOR] = {};
+#pragma unroll 4
+    for (u32 r = group; r < work.pass.rows; r += GROUPS)
+        gather::add_scaled<T>(sum, 1.0f, prim::ld_global_16(from + u64(r) * work.pass.width));
+#pragma unroll
+    for (u32 i = 0; i < VECTOR; ++i) smem.staged[group * TILE + c + i] = sum[i];
+    __syncthreads();
+    if (thread < TILE) {
+        float total = 0.0f;
+        for (u32 g = 0; g < GROUPS; ++g) total += smem.staged[g * TILE + thread];
+        smem.bias[thread] = total * work.scale.up;
+    }
+}
+
+// What the sparse rows give to the staged tile, or to smem.bias. Not inlined: what it derives from the thread's index would be computed
+// at the kernel's start and take the main loops' registers.
+template <class T> __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
+    if (a.backward.column_begin == nullptr && a.backward.spread_total == nullptr) return;
+    const Item item = item_of(a.problem, work);
+    const bool bias = item.kind == Product::D_BIAS;
+    const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
+    const u32 end = bias ? 0 : smaller(item.column0 + TILE, a.problem.hidden);
+    if (gather::aligned(gather::embeddings<T>(a.problem)))
+        column_sum::add_to_tile<T, true, THREADS>(
+            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+    else
+        column_sum::add_to_tile<T, false, THREADS>(
+            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+}
+
+__device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
+    const LceProblem& p = a.problem;
+    const Item item = item_of(p, work);
+    const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, p.vocab - first_class);
+    const u32 thread = gradient_product::own_thread();
+    if (item.kind == Product::D_BIAS) {
+        if (thread < classes) sink::put_one(a.d_bias, first_class + thread, smem.bias[thread]);
+        return;
+    }
+    const u32 c = thread % 32 * 4, column = item.column0 + c;
+    for (u32 k = thread / 32; k < classes && column < p.hidden; k += THREADS / 32) {
+        const Vec16 v = *reinterpret_cast<const Vec16*>(&smem.staged[k * STAGED_STRIDE + c]);
+        const float values[4] = {prim::bits_f32(v.w[0]), prim::bits_f32(v.w[1]), prim::bits_f32(v.w[2]), prim::bits_f32(v.w[3])};
+        sink::put<true>(a.d_classifier, u64(first_class + k) * p.hidden + column, values, p.hidden - column);
+    }
+}
+
+template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chunk(const LceArgs& a, ProductSmem& smem, Work& work) {
+    for (;;) {
+        const Item item = item_of(a.problem, work);
+        if (item.kind == Product::NONE_LEFT) return;
+        if (item.kind == Product::D_EMBEDDINGS) {
+            d_embeddings_tile<T, ALIGNED>(a, smem, work);
+        } else {
+            if (item.kind == Product::D_CLASSIFIER) d_classifier_tile<T, ALIGNED>(a, smem, work);
+            else d_bias_tile<T>(a, smem, work);
+            __syncthreads();
+            add_sparse_rows<T>(a, smem, work);
+            write_columns(a, smem, work);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) work.item += gridDim.x;
+        __syncthreads();
+    }
+}
+
+// ---- passes and chunks ------------------------------------------------------------------------------------------------------
+// The chunk after the present one: of the same pass, or the first of the next pass; false where there is none. By one thread.
+__device__ __forceinline__ bool next(const LceArgs& a, Work& work, bool begin) {
+    const u32 vocab_tiles = div_up(a.problem.vocab, TILE);
+    Pass& pass = work.pass;
+    Chunk& chunk = work.chunk;
+    if (begin || chunk.is_last) {
+        const u32 exact_rows = a.saved.header->exact_rows, panel_rows = a.backward.exact_panel_rows;
+        const bool d_embeddings = a.d_embeddings.mode != SINK_SKIP && a.problem.hidden > 0;
+        const bool d_classifier = a.d_classifier.mode != SINK_SKIP && a.problem.hidden > 0, d_bias = a.d_bias.mode != SINK_SKIP;
+        // All at once; or panels for dE, and then one pass over all rows for dC and dbias.
+        const bool together = !d_embeddings || exact_rows <= panel_rows;
+        const u32 first = begin ? 0 : pass.first + pass.rows;                  // exact_rows: everything, or the last panel, is done
+        const bool panel = !together && first < exact_rows;
+        const bool columns = (d_classifier || d_bias) && (begin || pass.d_embeddings);
+        if (exact_rows == 0 || !(panel || (together ? begin && (d_embeddings || columns) : columns))) return false;
+        pass.first = panel ? first : 0;
+        pass.rows = panel ? smaller(panel_rows, exact_rows - first) : exact_rows;
+        pass.row_tiles = div_up(pass.rows, TILE);
+        pass.d_embeddings = d_embeddings && (panel || together);
+        pass.d_classifier = d_classifier && !panel;
+        pass.d_bias = d_bias && !panel;
+        const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(pass.row_tiles) * TILE * TILE));
+        pass.width = div_up(vocab_tiles, div_up(vocab_tiles, most_tiles)) * TILE;      // equal chunks
+        chunk.first = 0;
+    } else {
+        chunk.first += pass.width;
+    }
+    chunk.is_first = chunk.first == 0;
+    chunk.is_last = a.problem.vocab - chunk.first <= pass.width;
+    chunk.tiles = chunk.is_last ? vocab_tiles - chunk.first / TILE : pass.width / TILE;
+    work.segment_tiles = pass.row_tiles * chunk.tiles / gridDim.x >= 4 * SEGMENT_TILES ? SEGMENT_TILES : 1;    // few tiles: shared evenly
+    work.item = blockIdx.x;
+    return true;
+}
+
+template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceArgs& a) {
+    Smem& smem = prim::shared_memory<Smem>();
+    if (threadIdx.x == 0) {
+        smem.work.scale = scale_of<T>(a.backward.exact_scale[0]);
+        smem.work.more = next(a, smem.work, true);
+    }
+    __syncthreads();
+    while (smem.work.more) {
+        gradients_of_chunk<T, ALIGNED>(a, smem);
+        __syncthreads();
+        if (threadIdx.x == 0) smem.work.item = blockIdx.x;
+        grid_barrier(a.backward.barrier);
+        products_of_chunk<T, ALIGNED>(a, smem.products, smem.work);
+        __syncthreads();
+        if (threadIdx.x == 0) smem.work.more = next(a, smem.work, false);
+        grid_barrier(a.backward.barrier);        // the products have read their G
+    }
+}
+
+}  // namespace exact
+
+// ---- entry points: base pointers and row strides of E and C multiples of 16 bytes and D > 0, or _unaligned ---------------------
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<float>)
+lce_exact_f32(const __grid_constant__ LceArgs a) { exact::run<float, true>(a); }
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::f16>)
+lce_exact_f16(const __grid_constant__ LceArgs a) { exact::run<prim::f16, true>(a); }
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::bf16>)
+lce_exact_bf16(const __grid_constant__ LceArgs a) { exact::run<prim::bf16, true>(a); }
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<float>)
+lce_exact_f32_unaligned(const __grid_constant__ LceArgs a) { exact::run<float, false>(a); }
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::f16>)
+lce_exact_f16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::f16, false>(a); }
+extern "C" __global__ void __launch_bounds__(exact::THREADS, exact::BLOCKS_PER_SM<prim::bf16>)
+lce_exact_bf16_unaligned(const __grid_constant__ LceArgs a) { exact::run<prim::bf16, false>(a); }

@@ -1,0 +1,167 @@
+//! The compiled kernels of one device: embedded machine code where it fits the device, else NVRTC's.
+
+use super::nvrtc::Program;
+use crate::plan::{DeviceInfo, KERNELS, Kernel};
+use crate::{Error, Result};
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
+use cudarc::nvrtc::Ptx;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+// SOURCES, HEADERS and IMAGES: the files of `kernels/` by name.
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Shared memory that a kernel may use without being asked for more.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+/// A failed call into the driver.
+pub(crate) fn driver(call: &'static str) -> impl FnOnce(DriverError) -> Error {
+    move |error| Error::Device { call: call.into(), reason: describe(&error) }
+}
+
+/// Name and explanation, without the debug formatting.
+fn describe(error: &DriverError) -> String {
+    let text = |s: std::result::Result<&std::ffi::CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned());
+    match (text(error.error_name()), text(error.error_string())) {
+        (Ok(name), Ok(why)) => format!("{name}: {why}"),
+        _ => format!("error {}", error.0 as u32),
+    }
+}
+
+/// A mutex whose holder panicked guards nothing that a panic could have broken here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kernels in one context.
+pub(crate) struct Kernels {
+    modules: Vec<(&'static str, Arc<CudaModule>)>,
+    functions: Mutex<HashMap<Cow<'static, str>, CudaFunction>>,
+    device: DeviceInfo,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernels").field("device", &self.device.name).finish_non_exhaustive()
+    }
+}
+
+impl Kernels {
+    /// Those of a context, loaded once for all backends that use it.
+    pub fn of(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
+        static LOADED: Mutex<Vec<(usize, Weak<Kernels>)>> = Mutex::new(Vec::new());
+        let key = context.cu_ctx() as usize;
+        // Held while loading, so that two threads do not compile the same.
+        let mut loaded = lock(&LOADED);
+        loaded.retain(|(_, kernels)| kernels.strong_count() > 0);
+        if let Some(kernels) = loaded.iter().find(|(k, _)| *k == key).and_then(|(_, kernels)| kernels.upgrade()) {
+            return Ok(kernels);
+        }
+        let kernels = Arc::new(Kernels::load(context)?);
+        loaded.push((key, Arc::downgrade(&kernels)));
+        Ok(kernels)
+    }
+
+    fn load(context: &Arc<CudaContext>) -> Result<Kernels> {
+        let mut device = query(context)?;
+        let (major, minor) = device.compute_capability;
+        if major < 8 {
+            let reason = format!("{device} is older than sm_80, which the kernels need");
+            return Err(Error::Device { call: "Cuda::new".into(), reason });
+        }
+        let wanted = |name: &str| !name.contains("_sm90") || (major, minor) == (9, 0);
+        let sources: Vec<_> = SOURCES.iter().filter(|(name, _)| wanted(name)).collect();
+        let modules = std::thread::scope(|scope| {
+            let load = |(name, source): &'static (&str, &str)| {
+                scope.spawn(move || Ok((*name, load_module(context, name, source, major * 10 + minor)?)))
+            };
+            let threads: Vec<_> = sources.into_iter().map(load).collect();
+            let panicked = |_| Err(Error::Device { call: "load".into(), reason: "a thread panicked".into() });
+            threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
+        })?;
+        let cooperative = device.exact_blocks_per_sm > 0;
+        let mut kernels = Kernels { modules, functions: Mutex::default(), device: device.clone() };
+        if cooperative {
+            device.exact_blocks_per_sm = kernels.exact_occupancy()?;
+        }
+        kernels.device = device;
+        Ok(kernels)
+    }
+
+    /// The device, as plans want to know it.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.device
+    }
+
+    /// The entry point of this name, allowed to use the shared memory that its kernel needs.
+    pub fn function(&self, entry_point: &Cow<'static, str>, kernel: &Kernel) -> Result<CudaFunction> {
+        let mut functions = lock(&self.functions);
+        if let Some(function) = functions.get(entry_point) {
+            return Ok(function.clone());
+        }
+        let found = self.modules.iter().find_map(|(_, module)| module.load_function(entry_point).ok());
+        let Some(function) = found else {
+            let reason = format!("no kernel is named {entry_point}");
+            return Err(Error::Device { call: "cuModuleGetFunction".into(), reason });
+        };
+        if kernel.shared > DEFAULT_SHARED {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, kernel.shared as i32).map_err(driver("cuFuncSetAttribute"))?;
+        }
+        functions.insert(entry_point.clone(), function.clone());
+        Ok(function)
+    }
+
+    /// Blocks of the cooperative kernel that a multiprocessor holds, the least of its variants.
+    fn exact_occupancy(&self) -> Result<u32> {
+        let mut least = u32::MAX;
+        for kernel in KERNELS.iter().filter(|k| k.cooperative) {
+            for entry_point in kernel.entry_points() {
+                let function = self.function(&entry_point, kernel)?;
+                let blocks = function
+                    .occupancy_max_active_blocks_per_multiprocessor(kernel.threads, kernel.shared as usize, None)
+                    .map_err(driver("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"))?;
+                least = least.min(blocks);
+            }
+        }
+        Ok(least)
+    }
+}
+
+/// Machine code, the first of these that the driver takes: embedded, kept on disk, compiled now.
+fn load_module(context: &Arc<CudaContext>, name: &str, source: &str, arch: u32) -> Result<Arc<CudaModule>> {
+    let load = |code: Vec<u8>| context.load_module(Ptx::from_binary(code)).map_err(driver("cuModuleLoadData"));
+    let compile_always = std::env::var_os("CCE_JIT").is_some_and(|value| !value.is_empty() && value != "0");
+    let image = IMAGES.iter().find(|(n, _)| *n == name && !compile_always);
+    if let Some(module) = image.and_then(|(_, image)| load(image.to_vec()).ok()) {
+        return Ok(module);
+    }
+    let program = Program { name, source, headers: HEADERS };
+    let cached = program.cached(arch)?;
+    if let Some(module) = cached.read().and_then(|code| load(code).ok()) {
+        return Ok(module);
+    }
+    let code = program.compile(arch)?;
+    cached.write(&code);
+    load(code)
+}
+
+fn query(context: &Arc<CudaContext>) -> Result<DeviceInfo> {
+    let attribute = |attribute| context.attribute(attribute).map_err(driver("cuDeviceGetAttribute"));
+    let number = |which| attribute(which).map(|value| value.max(0) as u32);
+    Ok(DeviceInfo {
+        name: context.name().map_err(driver("cuDeviceGetName"))?.into(),
+        compute_capability: (
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        sm_count: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        shared_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)? as usize,
+        l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        registers_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
+        exact_blocks_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)?,
+    })
+}

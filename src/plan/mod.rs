@@ -1,0 +1,374 @@
+//! How the CUDA backend cuts a problem: rounds, splits, every launch with its grid, every byte of workspace. Pure
+//! arithmetic, without a GPU; `cce info --device h200` prints it.
+
+mod device;
+mod kernels;
+mod rounds;
+mod workspace;
+
+pub use device::DeviceInfo;
+pub use kernels::{KERNELS, Kernel, Variants};
+pub use rounds::Round;
+pub use workspace::{Group, Region, Workspace};
+
+use crate::memory::Buffer;
+use crate::{CceOptions, DType, Error, GradientFilter, GradientRequest, Memory, Problem, Result, Shape};
+use std::borrow::Cow;
+use workspace::{Sizes, padded_rows};
+
+/// Rows of a row block: of a tile of logits, and of a pool of candidates. As in `kernels/abi.h`, like the next four.
+pub const BLOCK_N: usize = 128;
+/// Classes of a tile of logits.
+pub const BLOCK_V: usize = 128;
+/// Most (round, split) pairs of a forward.
+pub const MAX_PARTIALS: usize = 64;
+/// A candidate packs its class below its row in the block.
+pub const MAX_VOCAB: usize = 1 << 25;
+/// Parts into which sums over all rows or classes are cut.
+pub const SUM_PARTS: usize = 64;
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that the lists of candidates may take, as long as each row has room for [`LEAST_ROOM`].
+const CANDIDATE_BYTES: usize = 20 * MIB;
+/// Room for candidates that each row has at least: what rows of a trained model keep on average at ε = 2^-10 is below
+/// 100, on an under-trained one 304 (measured, DESIGN.md). Rows share the room of their block.
+const LEAST_ROOM: usize = 320;
+/// Bytes of the logit gradients of a chunk of classes on the exact path: where it is the only path, and where it serves the
+/// rows that overflow.
+const DENSE_CHUNK_BYTES: usize = 32 * MIB;
+const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
+/// Rows of a panel of the exact path where it serves the rows that overflow.
+const OVERFLOW_PANEL: usize = 1024;
+
+/// What a plan depends on, besides the device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Workload {
+    /// N, V, D.
+    pub shape: Shape,
+    /// Element type of embeddings and classifier.
+    pub dtype: DType,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether the rows of both matrices start at multiples of 16 bytes.
+    pub aligned: bool,
+    /// Options of the loss. `gradients` says which gradients the backward writes.
+    pub options: CceOptions,
+}
+
+impl Workload {
+    /// Of a problem whose matrices are `aligned` or not.
+    pub fn new<M: Memory>(problem: &Problem<'_, M>, aligned: bool) -> Self {
+        let bias = problem.inputs().bias.is_some_and(|b| b.len() > 0);
+        Workload { shape: problem.shape(), dtype: problem.dtype(), bias, aligned, options: *problem.options() }
+    }
+
+    /// The same with other gradients.
+    pub fn with_gradients(self, embeddings: bool, classifier: bool, bias: bool) -> Self {
+        let gradients = GradientRequest { embeddings, classifier, bias, ..self.options.gradients };
+        Workload { options: CceOptions { gradients, ..self.options }, ..self }
+    }
+
+    /// Gradients without a sparse form: every row takes the exact path.
+    pub fn is_dense(&self) -> bool {
+        let options = &self.options;
+        options.filter == GradientFilter::Exact || (options.label_smoothing > 0.0 && options.softcap.is_some())
+    }
+}
+
+/// One launch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Entry point.
+    pub entry_point: Cow<'static, str>,
+    /// Which kernel it is a variant of.
+    pub kernel: Kernel,
+    /// Blocks.
+    pub grid: [u32; 2],
+    /// The round of the forward kernels; of others the default.
+    pub round: Round,
+}
+
+/// One thing that a stream is given to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Fills a region of the workspace with a byte.
+    Fill {
+        /// The region's name.
+        region: &'static str,
+        /// The byte.
+        byte: u8,
+    },
+    /// Launches a kernel.
+    Launch(Launch),
+}
+
+/// The plan of a forward and its backward. Print it with `Display`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaunchPlan {
+    /// What it is for.
+    pub workload: Workload,
+    /// Where it runs.
+    pub device: DeviceInfo,
+    /// The forward puts candidates aside.
+    pub capture: bool,
+    /// Every row takes the exact path.
+    pub dense: bool,
+    /// Blocks of [`BLOCK_N`] tokens.
+    pub row_blocks: u32,
+    /// Candidates that the rows of a block have room for, together, their targets included. Rows of a block with more
+    /// take the exact path. `min(128, N) (room + 1)` or, where `N < 128`, up to 128 times that, `room` being
+    /// 20 MiB / (8 N) but at least 320, at most 2 / ε, and at most V.
+    pub block_entries: u32,
+    /// Rows of a panel of the exact path.
+    pub exact_panel_rows: u32,
+    /// Elements of its logit gradients.
+    pub exact_gradients_elements: usize,
+    /// Rounds of the forward.
+    pub rounds: Vec<Round>,
+    /// The forward, in order.
+    pub forward: Vec<Step>,
+    /// The backward, in order; for the gradients that `workload.options.gradients` asks for.
+    pub backward: Vec<Step>,
+    /// Device memory.
+    pub workspace: Workspace,
+}
+
+impl LaunchPlan {
+    /// The plan for a workload on a device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the kernels cannot run on this device or the problem is beyond what they index.
+    pub fn new(workload: &Workload, device: &DeviceInfo) -> Result<Self> {
+        let Shape { tokens, hidden, vocab } = workload.shape;
+        let options = &workload.options;
+        check(workload, device)?;
+        let wanted = options.gradients;
+        let gradients = [wanted.embeddings, wanted.classifier, wanted.bias && workload.bias];
+        let columns = gradients[1] || gradients[2];
+        let dense = workload.is_dense();
+        let capture = options.capture && !dense && gradients.contains(&true);
+        let smoothing = options.label_smoothing > 0.0;
+
+        let row_blocks = tokens.div_ceil(BLOCK_N);
+        // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
+        let most = if workload.dtype == DType::F32 { 1 } else { 2 };
+        let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
+        let rounds = rounds::plan(vocab, row_blocks, resident, capture);
+        let partials = rounds.iter().map(|r| r.splits as usize).sum();
+        let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
+        let element = workload.dtype.size_in_bytes();
+        let (panel, chunk_bytes) = match dense {
+            true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
+            false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
+        };
+        let gradients_elements = exact_gradients_elements(tokens, vocab, panel, chunk_bytes / element);
+        let workspace = Workspace::new(&Sizes {
+            shape: workload.shape,
+            element,
+            row_blocks,
+            block_entries,
+            partials,
+            panel,
+            gradients_elements,
+            capture,
+            seed: capture || smoothing,
+            dense,
+            spread: smoothing && !dense,
+            d_embeddings: gradients[0],
+            columns,
+        })?;
+        let too_large = |what| move |_| limit(what, row_blocks.saturating_mul(block_entries), u32::MAX as usize);
+        // Lists by class index all entries of all blocks in 32 bits.
+        u32::try_from(row_blocks.saturating_mul(block_entries)).map_err(too_large("entries of all row blocks"))?;
+        let mut plan = LaunchPlan {
+            workload: *workload,
+            device: device.clone(),
+            capture,
+            dense,
+            row_blocks: row_blocks as u32,
+            block_entries: block_entries as u32,
+            exact_panel_rows: panel as u32,
+            exact_gradients_elements: gradients_elements,
+            rounds,
+            forward: Vec::new(),
+            backward: Vec::new(),
+            workspace,
+        };
+        plan.plan_forward(smoothing);
+        if gradients.contains(&true) {
+            plan.plan_backward(gradients[0], columns, smoothing && !dense, hidden);
+        }
+        Ok(plan)
+    }
+
+    fn plan_forward(&mut self, smoothing: bool) {
+        let tokens = self.workload.shape.tokens;
+        let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
+        let mut steps = Steps { workload: self.workload, steps: Vec::new() };
+        if self.capture {
+            steps.fill("pool_count", 0);
+        }
+        steps.launch(kernels::ROWS, [1, 1]);
+        if self.capture || smoothing {
+            steps.launch(kernels::TARGET_LOGIT, rows(8));
+        }
+        for (index, round) in self.rounds.iter().enumerate() {
+            if self.capture && index > 0 {
+                steps.launch_round(kernels::BOUND, rows(256), *round);
+            }
+            steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
+        }
+        steps.launch(kernels::COMBINE, rows(256));
+        steps.launch(kernels::REDUCE_LOSS, [1, 1]);
+        if self.capture {
+            steps.launch(kernels::FILTER, [self.row_blocks, 1]);
+            // One wave of blocks, each over many rows.
+            let resident = self.device.resident_blocks(kernels::ORDER_ENTRIES.shared as usize, 16);
+            steps.launch(kernels::ORDER_ENTRIES, [rows(4)[0].min(resident), 1]);
+        } else if self.dense {
+            steps.fill("entry_count", 0xFF);
+        }
+        if self.capture || self.dense {
+            steps.launch(kernels::EXACT_ROWS, [1, 1]);
+        }
+        self.forward = steps.steps;
+    }
+
+    fn plan_backward(&mut self, d_embeddings: bool, columns: bool, spread: bool, hidden: usize) {
+        let Shape { tokens, vocab, .. } = self.workload.shape;
+        let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
+        let classes = |per_block: usize| [vocab.div_ceil(per_block) as u32, 1];
+        let parts = [SUM_PARTS as u32, hidden.div_ceil(256) as u32];
+        let mut steps = Steps { workload: self.workload, steps: Vec::new() };
+        steps.fill("exact_scale", 0);
+        steps.fill("barrier", 0);
+        steps.launch(kernels::COEFFICIENTS, rows(256));
+        if spread {
+            if d_embeddings {
+                steps.launch(kernels::CLASS_SUM, parts);
+            }
+            if columns {
+                steps.launch(kernels::SPREAD_SUM, parts);
+            }
+            steps.launch(kernels::SUM_PARTS, [hidden.div_ceil(256).max(1) as u32, 1]);
+        }
+        if d_embeddings {
+            steps.launch(kernels::D_EMBEDDINGS, [tokens as u32, hidden.div_ceil(1024) as u32]);
+        }
+        if columns {
+            if self.capture {
+                steps.fill("column_begin", 0);
+                steps.launch(kernels::COLUMN_COUNT, rows(8));
+                steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
+                steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
+                steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
+                steps.launch(kernels::COLUMN_SCATTER, rows(8));
+            }
+            // Some blocks for the popular classes besides those that own 16 classes each.
+            let [owners, _] = classes(16);
+            steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
+        }
+        // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
+        steps.launch(kernels::EXACT, [self.device.sm_count * self.device.exact_blocks_per_sm, 1]);
+        self.backward = steps.steps;
+    }
+}
+
+/// Collects steps; empty grids are left out.
+struct Steps {
+    workload: Workload,
+    steps: Vec<Step>,
+}
+
+impl Steps {
+    fn fill(&mut self, region: &'static str, byte: u8) {
+        self.steps.push(Step::Fill { region, byte });
+    }
+    fn launch(&mut self, kernel: Kernel, grid: [u32; 2]) {
+        self.launch_round(kernel, grid, Round { first_tile: 0, num_tiles: 0, first_partial: 0, splits: 0 });
+    }
+    fn launch_round(&mut self, kernel: Kernel, grid: [u32; 2], round: Round) {
+        if !grid.contains(&0) {
+            let entry_point = kernel.entry_point(self.workload.dtype, self.workload.aligned);
+            self.steps.push(Step::Launch(Launch { entry_point, kernel, grid, round }));
+        }
+    }
+}
+
+fn limit(what: &str, found: usize, most: usize) -> Error {
+    Error::Device { call: "plan".into(), reason: format!("{what}: {found}, at most {most}") }
+}
+
+fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
+    let unfit = |reason: String| Err(Error::Device { call: "plan".into(), reason });
+    if device.compute_capability < (8, 0) {
+        return unfit(format!("{device} is older than sm_80, which the kernels need"));
+    }
+    if device.exact_blocks_per_sm == 0 {
+        return unfit(format!("{device} cannot launch cooperative kernels"));
+    }
+    if let Some(kernel) = KERNELS.iter().find(|k| k.shared as usize > device.shared_per_block) {
+        return unfit(format!("{} needs {} bytes of shared memory on {device}", kernel.stem, kernel.shared));
+    }
+    let Shape { tokens, hidden, vocab } = workload.shape;
+    // A grid has at most 2^31 - 1 blocks along x and 65535 along y.
+    let limits = [
+        ("vocab", vocab, MAX_VOCAB),
+        ("tokens", tokens, i32::MAX as usize),
+        ("hidden", hidden, u16::MAX as usize * 256),
+    ];
+    match limits.into_iter().find(|(_, found, most)| found > most) {
+        Some((what, found, most)) => Err(limit(what, found, most)),
+        None => Ok(()),
+    }
+}
+
+/// See [`LaunchPlan::block_entries`].
+fn block_entries(tokens: usize, vocab: usize, eps: f32) -> usize {
+    // 2 / ε: twice what a row keeps in expectation on the flattest softmax. A tiny ε saturates.
+    let most = ((2.0 / eps) as usize).max(LEAST_ROOM);
+    let room = (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most);
+    let room = room.min(vocab);
+    // A block of few rows has the room of a full one, as far as there are classes to fill it.
+    (BLOCK_N * (room + 1)).min(tokens.min(BLOCK_N) * (vocab + 1))
+}
+
+/// As many classes as fit `elements` for a panel of `panel` rows; at least a tile of them for all rows.
+fn exact_gradients_elements(tokens: usize, vocab: usize, panel: usize, elements: usize) -> usize {
+    let classes = (elements / panel.max(1) / BLOCK_V).max(1) * BLOCK_V;
+    let chunk = classes.min(vocab.next_multiple_of(BLOCK_V));
+    (panel * chunk).max(padded_rows(tokens) * BLOCK_V)
+}
+
+impl std::fmt::Display for LaunchPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Workload { shape, dtype, aligned, .. } = self.workload;
+        writeln!(f, "{shape} {dtype}{} on {}", if aligned { "" } else { ", unaligned rows" }, self.device)?;
+        for (index, round) in self.rounds.iter().enumerate() {
+            writeln!(
+                f,
+                "  round {index}: {} tiles of {BLOCK_V} classes from {}, {} row blocks x {} splits",
+                round.num_tiles, round.first_tile, self.row_blocks, round.splits
+            )?;
+        }
+        match (self.capture, self.dense) {
+            (true, _) => writeln!(f, "  candidates: room for {} in each row block", self.block_entries)?,
+            (_, true) => writeln!(f, "  every row takes the exact path")?,
+            _ => writeln!(f, "  no candidates; a backward runs the forward once more")?,
+        }
+        for (title, steps) in [("forward", &self.forward), ("backward", &self.backward)] {
+            for step in steps {
+                match step {
+                    Step::Fill { region, byte } => writeln!(f, "  {title:<8}  fill {region} with {byte:#04x}")?,
+                    Step::Launch(Launch { entry_point, kernel, grid: [x, y], .. }) => writeln!(
+                        f,
+                        "  {title:<8}  {entry_point:<34} grid {x:>6} x {y:<3} block {:>4}  shared {:>6} B",
+                        kernel.threads, kernel.shared
+                    )?,
+                }
+            }
+        }
+        write!(f, "{}", self.workspace)
+    }
+}

@@ -1,0 +1,302 @@
+//! Plans of the CUDA backend, for GPUs that need not be there: what is cut is covered once, and every byte has its formula.
+
+use cut_cross_entropy::plan::{
+    BLOCK_N, BLOCK_V, DeviceInfo, Group, KERNELS, Launch, LaunchPlan, MAX_PARTIALS, MAX_VOCAB, Step, Workload,
+};
+use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
+
+fn workload(tokens: usize, vocab: usize, hidden: usize) -> Workload {
+    let shape = Shape { tokens, hidden, vocab };
+    Workload { shape, dtype: DType::BF16, bias: false, aligned: true, options: CceOptions::default() }
+}
+
+const GEMMA2_2B: (usize, usize, usize) = (8192, 256_000, 2304);
+
+/// Shapes at and around the edges of row blocks and tiles, models' shapes, and empty ones.
+fn workloads() -> Vec<Workload> {
+    let shapes = [
+        GEMMA2_2B,
+        (8192, 128_256, 4096),
+        (8192, 151_936, 896),
+        (1, 1, 1),
+        (1, 256_000, 2304),
+        (127, 129, 8),
+        (128, 128, 64),
+        (129, 127, 7),
+        (2050, 33, 8),
+        (5, 50_257, 16),
+        (65_537, 32_000, 1024),
+        (0, 1000, 64),
+        (100, 1000, 0),
+        (300_000, 1 << 25, 64),
+    ];
+    let mut all = Vec::new();
+    for (tokens, vocab, hidden) in shapes {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let filters = [
+                GradientFilter::default(),
+                GradientFilter::Exact,
+                GradientFilter::Threshold { eps: 0.5 },
+                GradientFilter::Unbiased { eps: 1e-30, seed: 1 },
+            ];
+            for filter in filters {
+                for (label_smoothing, softcap, capture) in
+                    [(0.0, None, true), (0.1, None, true), (0.1, Some(30.0), true), (0.0, Some(30.0), false)]
+                {
+                    let options = CceOptions { filter, label_smoothing, softcap, capture, ..CceOptions::default() };
+                    all.push(Workload { dtype, options, bias: true, ..workload(tokens, vocab, hidden) });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Plans of all these workloads on all known devices. Entries of rows by the million do not fit their 32-bit indices.
+fn plans() -> impl Iterator<Item = LaunchPlan> {
+    workloads().into_iter().flat_map(|w| DeviceInfo::KNOWN.into_iter().filter_map(move |d| LaunchPlan::new(&w, &d).ok()))
+}
+
+fn launches(plan: &LaunchPlan) -> impl Iterator<Item = &Launch> {
+    plan.forward.iter().chain(&plan.backward).filter_map(|step| match step {
+        Step::Launch(launch) => Some(launch),
+        Step::Fill { .. } => None,
+    })
+}
+
+#[test]
+fn every_tile_of_every_row_block_is_covered_once() {
+    let mut plans_with_rounds = 0;
+    for plan in plans().filter(|p| !p.rounds.is_empty()) {
+        let tiles = plan.workload.shape.vocab.div_ceil(BLOCK_V);
+        let mut next = 0;
+        for round in &plan.rounds {
+            assert!(round.splits >= 1 && round.splits <= round.num_tiles);
+            for split in 0..round.splits {
+                let range = round.tiles(split);
+                assert_eq!(range.start, next, "{plan}");
+                assert!(!range.is_empty(), "{plan}");
+                next = range.end;
+            }
+        }
+        assert_eq!(next as usize, tiles, "{plan}");
+        // Each forward launch is one round, over all row blocks and splits.
+        let grids: Vec<_> = launches(&plan).filter(|l| l.kernel.stem == "lce_forward_sm80").collect();
+        assert_eq!(grids.len(), plan.rounds.len());
+        for (launch, round) in grids.iter().zip(&plan.rounds) {
+            assert_eq!(launch.round, *round);
+            assert_eq!(launch.grid, [plan.workload.shape.tokens.div_ceil(BLOCK_N) as u32, round.splits]);
+        }
+        plans_with_rounds += 1;
+    }
+    assert!(plans_with_rounds > 1000, "{plans_with_rounds}");
+}
+
+#[test]
+fn every_round_and_split_has_a_partial_result_of_its_own() {
+    for plan in plans() {
+        let mut next = 0;
+        for round in &plan.rounds {
+            assert_eq!(round.first_partial, next);
+            next += round.splits;
+        }
+        assert!(next as usize <= MAX_PARTIALS);
+        if !plan.rounds.is_empty() {
+            let partial = plan.workspace.region("partial").expect("a forward has partial results");
+            assert_eq!(partial.bytes, 16 * next as usize * plan.workload.shape.tokens);
+        }
+    }
+}
+
+#[test]
+fn the_last_round_of_a_capture_is_most_of_the_vocabulary_and_the_first_a_small_part() {
+    let plan = LaunchPlan::new(&workload(8192, 256_000, 2304), &DeviceInfo::H200).expect("fits");
+    let tiles: Vec<u32> = plan.rounds.iter().map(|r| r.num_tiles).collect();
+    assert_eq!(tiles, [125, 375, 1500]);
+    let without = CceOptions { capture: false, ..CceOptions::default() };
+    let plan = LaunchPlan::new(&Workload { options: without, ..plan.workload }, &DeviceInfo::H200).expect("fits");
+    assert_eq!(plan.rounds.len(), 1);
+}
+
+#[test]
+fn the_device_is_full_where_there_is_work_for_it() {
+    for device in DeviceInfo::KNOWN {
+        let plan = LaunchPlan::new(&workload(8192, 256_000, 2304), &device).expect("fits");
+        let blocks_per_sm = if device.shared_per_sm >= 164 << 10 { 2 } else { 1 };
+        let resident = (device.sm_count * blocks_per_sm) as f64;
+        let last = plan.rounds.last().expect("rounds");
+        let blocks = f64::from(plan.row_blocks * last.splits);
+        let waves = (blocks / resident).ceil();
+        assert!(blocks / (waves * resident) > 0.9, "{plan}");
+    }
+}
+
+#[test]
+fn launches_are_within_the_limits_of_their_device() {
+    for plan in plans() {
+        for launch in launches(&plan) {
+            let kernel = launch.kernel;
+            assert!(kernel.shared as usize <= plan.device.shared_per_block, "{}", launch.entry_point);
+            assert!(kernel.threads <= 1024 && kernel.threads % 32 == 0);
+            assert!(launch.grid[0] >= 1 && launch.grid[0] <= i32::MAX as u32);
+            assert!(launch.grid[1] >= 1 && launch.grid[1] <= 65_535);
+            assert!(kernel.entry_points().contains(&launch.entry_point));
+            if kernel.cooperative {
+                assert_eq!(launch.grid, [plan.device.sm_count * plan.device.exact_blocks_per_sm, 1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn regions_are_aligned_do_not_overlap_and_add_up() {
+    for plan in plans() {
+        let mut sums = Vec::new();
+        for group in [Group::Saved, Group::Forward, Group::Backward] {
+            let mut end = 0;
+            for region in plan.workspace.regions.iter().filter(|r| r.group == group) {
+                assert_eq!(region.offset % 256, 0);
+                assert!(region.offset >= end && region.offset < end + 256, "{} in {plan}", region.name);
+                end = region.offset + region.bytes;
+            }
+            assert_eq!(plan.workspace.group_bytes(group), end.next_multiple_of(256));
+            sums.push(plan.workspace.group_bytes(group));
+        }
+        assert_eq!(plan.workspace.peak_bytes(), sums[0] + sums[1].max(sums[2]));
+        let names: std::collections::HashSet<_> = plan.workspace.regions.iter().map(|r| r.name).collect();
+        assert_eq!(names.len(), plan.workspace.regions.len());
+    }
+}
+
+#[test]
+fn sizes_are_their_formulas() {
+    for plan in plans() {
+        let Shape { tokens: n, hidden: d, vocab: v } = plan.workload.shape;
+        let (row_blocks, block_entries) = (n.div_ceil(BLOCK_N), plan.block_entries as usize);
+        let partials: usize = plan.rounds.iter().map(|r| r.splits as usize).sum();
+        let element = plan.workload.dtype.size_in_bytes();
+        let exact = |region: &cut_cross_entropy::plan::Region| match region.formula {
+            "4" => 4,
+            "8" => 8,
+            "64" => 64,
+            "4 N" => 4 * n,
+            "16 N" => 16 * n,
+            "32 N" => 32 * n,
+            "4 V" => 4 * v,
+            "4 (V + 1)" => 4 * (v + 1),
+            "4 (ceil(V / 4096) + 1)" => 4 * (v.div_ceil(4096) + 1),
+            "4 D" => 4 * d,
+            "4 * 64 D" => 256 * d,
+            "4 row_blocks" => 4 * row_blocks,
+            "8 row_blocks block_entries" => 8 * row_blocks * block_entries,
+            "16 partials N" => 16 * partials * n,
+            "4 partials N" => 4 * partials * n,
+            "4 panel D" => 4 * plan.exact_panel_rows as usize * d,
+            "element * gradient elements" => element * plan.exact_gradients_elements,
+            other => panic!("no such formula: {other}"),
+        };
+        for region in &plan.workspace.regions {
+            assert_eq!(region.bytes, exact(region), "{} = {}", region.name, region.formula);
+        }
+        // The exact kernel needs a tile of classes for every row that may come to it.
+        let rows = n.next_multiple_of(BLOCK_N);
+        assert!(plan.exact_gradients_elements >= rows * BLOCK_V);
+        assert_eq!(plan.exact_panel_rows as usize % BLOCK_N, 0);
+        assert!(!plan.dense || plan.exact_panel_rows as usize >= n);
+        // Every row's target fits, whatever else.
+        assert!(!plan.capture || block_entries >= n.min(BLOCK_N));
+    }
+}
+
+#[test]
+fn workspace_at_gemma_2_2b_is_at_most_64_mib() {
+    let (tokens, vocab, hidden) = GEMMA2_2B;
+    for device in DeviceInfo::KNOWN {
+        let plan = LaunchPlan::new(&workload(tokens, vocab, hidden), &device).expect("fits");
+        assert!(plan.workspace.peak_bytes() <= 64 << 20, "{plan}");
+    }
+}
+
+#[test]
+fn the_workspace_has_no_product_of_tokens_and_vocabulary() {
+    let at = |vocab| {
+        let plan = LaunchPlan::new(&workload(8192, vocab, 1024), &DeviceInfo::H200).expect("fits");
+        plan.workspace.peak_bytes() as f64
+    };
+    // Two lists of 4 bytes a class, and their rounding: far from 8192 bytes a class.
+    assert!((at(256_000) - at(128_000)) / 128_000.0 <= 8.1);
+}
+
+#[test]
+fn what_is_not_asked_for_is_neither_allocated_nor_launched() {
+    let all = workload(1024, 32_000, 512);
+    let plan = |embeddings, classifier, bias| {
+        LaunchPlan::new(&all.with_gradients(embeddings, classifier, bias), &DeviceInfo::H100).expect("fits")
+    };
+    let stems = |plan: &LaunchPlan| launches(plan).map(|l| l.kernel.stem).collect::<Vec<_>>();
+    let frozen_classifier = plan(true, false, false);
+    assert!(frozen_classifier.workspace.region("column_entries").is_none());
+    assert!(stems(&frozen_classifier).iter().all(|s| !s.contains("column") && !s.contains("classifier")));
+    let frozen_embeddings = plan(false, true, false);
+    assert!(frozen_embeddings.workspace.region("exact_d_embeddings").is_none());
+    assert!(!stems(&frozen_embeddings).contains(&"lce_d_embeddings"));
+    let nothing = plan(false, false, false);
+    assert!(nothing.backward.is_empty() && !nothing.capture);
+    assert_eq!(nothing.workspace.group_bytes(Group::Backward), 0);
+    assert!(nothing.workspace.region("pool").is_none() && nothing.workspace.region("entries").is_none());
+    // A gradient of a bias that is not there is none.
+    assert!(plan(false, false, true).backward.is_empty());
+}
+
+#[test]
+fn what_a_forward_saves_does_not_depend_on_the_gradients_of_the_backward() {
+    for workload in workloads() {
+        let saved = |w: &Workload| {
+            let plan = LaunchPlan::new(w, &DeviceInfo::L4).ok()?;
+            let of_group = plan.workspace.regions.into_iter().filter(|r| r.group == Group::Saved);
+            Some(of_group.map(|r| (r.name, r.offset, r.bytes)).collect::<Vec<_>>())
+        };
+        if workload.options.capture {
+            let [all, one] = [(true, true, true), (false, true, false)]
+                .map(|(e, c, b)| saved(&workload.with_gradients(e, c, b)));
+            assert_eq!(all, one);
+        }
+    }
+}
+
+#[test]
+fn impossible_problems_and_devices_are_errors() {
+    let plan = |w: &Workload, d: &DeviceInfo| match LaunchPlan::new(w, d) {
+        Err(Error::Device { call, reason }) => format!("{call}: {reason}"),
+        other => panic!("{other:?}"),
+    };
+    let ok = workload(128, 1000, 64);
+    let h100 = DeviceInfo::H100;
+    assert!(plan(&workload(128, MAX_VOCAB + 1, 64), &h100).contains("vocab: 33554433, at most 33554432"));
+    assert!(plan(&workload(1 << 31, 1, 1), &h100).contains("tokens"));
+    assert!(plan(&workload(20_000_000, 1 << 20, 1), &h100).contains("entries of all row blocks"));
+    assert!(plan(&ok, &DeviceInfo { compute_capability: (7, 5), ..h100.clone() }).contains("older than sm_80"));
+    assert!(plan(&ok, &DeviceInfo { exact_blocks_per_sm: 0, ..h100.clone() }).contains("cooperative"));
+    assert!(plan(&ok, &DeviceInfo { shared_per_block: 48 << 10, ..h100 }).contains("shared memory"));
+}
+
+#[test]
+fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
+    let (tokens, vocab, hidden) = GEMMA2_2B;
+    let plan = || LaunchPlan::new(&workload(tokens, vocab, hidden), &DeviceInfo::known("h200").expect("known"));
+    assert_eq!(plan(), plan());
+    let text = plan().expect("fits").to_string();
+    let wanted = ["N=8192 V=256000 D=2304 bf16 on H200", "round 2: 1500 tiles", "lce_exact_bf16", "fill pool_count", "MiB  workspace"];
+    for part in wanted {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    assert_eq!(DeviceInfo::known("rtx4090"), Some(DeviceInfo::RTX_4090));
+    assert_eq!(DeviceInfo::known("abacus"), None);
+}
+
+#[test]
+fn kernels_have_names_of_their_own() {
+    let names: Vec<_> = KERNELS.iter().flat_map(|k| k.entry_points()).collect();
+    let different: std::collections::HashSet<_> = names.iter().collect();
+    assert_eq!(names.len(), different.len());
+}
