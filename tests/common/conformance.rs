@@ -1,6 +1,7 @@
 //! The conformance suite as tests of one backend.
 
 /// The suite for one backend. `$make` returns the backend, or the reason why this machine does not have it.
+#[allow(unused_macros)] // of some test binaries
 macro_rules! conformance {
     ($name:ident, $make:expr) => {
         mod $name {

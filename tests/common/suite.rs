@@ -120,10 +120,15 @@ fn check_against(
 
 /// One case under every filter.
 pub fn check_case(backend: &HostBackend, case: &Case) -> Result<(), String> {
+    check_case_under(backend, case, &filters())
+}
+
+/// One case under some filters.
+pub fn check_case_under(backend: &HostBackend, case: &Case, filters: &[GradientFilter]) -> Result<(), String> {
     let (tensors, upstream) = (tensors(case), upstream(case));
     let inputs = tensors.inputs();
     let expected = expected(backend, &Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?);
-    for filter in filters() {
+    for &filter in filters {
         let options = CceOptions { filter, ..case.options };
         check_against(backend, &tensors, &options, &upstream, &expected)
             .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))?;
