@@ -40,6 +40,7 @@ struct Entry {
     std::function<void(void** params)> run;
     std::vector<size_t> param_sizes = {};
     int max_threads = 0, min_blocks = 0;                       // of __launch_bounds__; 0: unsaid
+    bool interpreted = false;                                  // PTX
     explicit operator bool() const { return bool(run); }
 };
 void add_entry(const char* name, Entry);                       // replaces one of that name

@@ -490,7 +490,7 @@ int load_ptx(const char* text) {
         if (!program->entry) continue;
         std::vector<size_t> sizes;
         for (auto& name : program->parameters) sizes.push_back(size_t(program->variables.at(name).bytes));
-        add_entry(program->name.c_str(), Entry{[program](void** params) { launch(*program, params); }, sizes, program->max_threads, program->min_blocks});
+        add_entry(program->name.c_str(), Entry{[program](void** params) { launch(*program, params); }, sizes, program->max_threads, program->min_blocks, true});
         ++count;
     }
     return count;
