@@ -144,6 +144,10 @@ fn unit(out: &Path, tag: &str, source: &Path, flags: &[&str], includes: &[String
 fn compile(units: &[Unit]) {
     let stamp = |u: &Unit| u.object.with_extension("key");
     let stale = |u: &&Unit| !u.object.exists() || fs::read_to_string(stamp(u)).ok() != Some(u.key.to_string());
+    for u in units {
+        // mutants.py compiles a changed kernel in the same way.
+        write_if_changed(&u.object.with_extension("arguments"), &u.arguments.join("\n"));
+    }
     let queue = Mutex::new(units.iter().filter(stale).collect::<Vec<_>>());
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     thread::scope(|scope| {

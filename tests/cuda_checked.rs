@@ -20,19 +20,35 @@ const LONG: [&str; 7] = [
     "long_batch",
 ];
 
+/// `CCE_CASES=bias,f16` picks cases, long ones too, and `CCE_FILTERS=0,1` filters: each of them then, or all.
+fn picked(variable: &str) -> Option<Vec<String>> {
+    std::env::var(variable).ok().map(|names| names.split(',').map(String::from).collect())
+}
+
 /// Each case under one filter and one schedule, in rotation; the rotation starts elsewhere for each table.
 fn check(device: &str, cases: &[Case], start: usize) {
     emulator::install().expect("the emulator is built with this test");
     let backend = std::cell::OnceCell::new();
     let mut failures = Vec::new();
-    for (index, case) in cases.iter().filter(|c| !LONG.contains(&c.name)).enumerate() {
+    let names = picked("CCE_CASES");
+    let numbers: Option<Vec<usize>> =
+        picked("CCE_FILTERS").map(|all| all.iter().map(|n| n.parse().expect("numbers of filters")).collect());
+    let wanted = |case: &Case| match &names {
+        Some(names) => names.iter().any(|n| n == case.name),
+        None => !LONG.contains(&case.name),
+    };
+    for (index, case) in cases.iter().filter(|c| wanted(c)).enumerate() {
         let turn = start + index;
         let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
         let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
         emulator::configure(&Config { device: device.into(), order, async_, seed: turn as u64, ..Config::default() });
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
-        let filter = suite::filters()[turn % 4];
-        failures.extend(suite::check_case_under(backend, case, &[filter]).err());
+        let filters = match (&numbers, &names) {
+            (Some(numbers), _) => numbers.iter().map(|n| suite::filters()[*n]).collect(),
+            (None, Some(_)) => suite::filters().to_vec(),
+            (None, None) => vec![suite::filters()[turn % 4]],
+        };
+        failures.extend(suite::check_case_under(backend, case, &filters).err());
         failures.extend(emulator::take_reports());
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));

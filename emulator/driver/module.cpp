@@ -95,6 +95,10 @@ API cuModuleGetFunction(void** out, void* module, const char* name) {
         fprintf(stderr, "emulated driver: kernel %s is in the %s image but the emulator was built without it\n", name, m->origin.c_str());
         return CUDA_ERROR_NOT_FOUND;
     }
+    if (!entry.interpreted && getenv("EMU_PTX")) {
+        fprintf(stderr, "emulated driver: EMU_PTX is set, but none of its files has kernel %s\n", name);
+        return CUDA_ERROR_NOT_FOUND;
+    }
     *out = new Function{name, std::move(entry)};                                    // lives as long as the process
     return CUDA_SUCCESS;
 }

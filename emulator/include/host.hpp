@@ -43,6 +43,7 @@ struct Entry {
     dim3 cluster = dim3(0, 0, 0);                              // of __cluster_dims__; 0: unsaid
     int registers = 0;                                         // of a thread, where the compiler's output says so
     int launch_registers() const;                              // that, or what the launch bounds leave; 0: unknown
+    bool interpreted = false;                                  // PTX
     explicit operator bool() const { return bool(run); }
 };
 void add_entry(const char* name, Entry);                       // replaces one of that name

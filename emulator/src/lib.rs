@@ -5,7 +5,7 @@
 //! program that does not know of the emulator.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// Which runnable thread of a block goes next.
@@ -86,9 +86,13 @@ pub struct Counters {
     pub atomics: u64,
 }
 
-/// The folder with the emulated `libcuda.so.1`, `libnvrtc.so.13` and their other names.
+/// The folder with the emulated `libcuda.so.1`, `libnvrtc.so.13` and their other names: the one that was built with this crate, or
+/// `EMU_LIBRARY_DIR`.
 pub fn library_dir() -> &'static Path {
-    Path::new(env!("EMULATOR_LIBRARY_DIR"))
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        std::env::var_os("EMU_LIBRARY_DIR").map_or_else(|| env!("EMULATOR_LIBRARY_DIR").into(), PathBuf::from)
+    })
 }
 
 #[link(name = "dl")]
