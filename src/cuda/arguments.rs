@@ -51,7 +51,8 @@ impl<'a> Addresses<'a> {
         let element = problem.dtype().size_in_bytes() as u64;
         let mut aligned = |matrix: &'a Matrix<'_, DeviceMemory>| {
             let address = self.tensor(&matrix.data)?;
-            Ok(matrix.columns > 0 && address % 16 == 0 && matrix.row_stride as u64 * element % 16 == 0)
+            let stride = matrix.row_stride as u64 * element;
+            Ok(matrix.columns > 0 && address.is_multiple_of(16) && stride.is_multiple_of(16))
         };
         Ok(aligned(&problem.inputs().embeddings)? & aligned(&problem.inputs().classifier)?)
     }

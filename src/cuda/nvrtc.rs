@@ -182,12 +182,9 @@ impl Nvrtc {
         let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<Text>>();
         let (source, name) = (c_string(program.source)?, c_string(program.name)?);
         // A header is found under the name that the directive gives: from the root of `kernels/`, or, between
-        // neighbours, without the folder.
-        let bare = |name: &'_ str| name.rsplit('/').next().unwrap_or_default().to_string();
-        let bares: Vec<String> = program.headers.iter().map(|(name, _)| bare(name)).collect();
-        let names = program.headers.iter().map(|(name, _)| *name).chain(bares.iter().map(String::as_str)).collect();
-        let texts =
-            program.headers.iter().map(|(_, text)| *text).chain(program.headers.iter().map(|(_, t)| *t)).collect();
+        // neighbours, without the folder. A name may be given once.
+        let nested = program.headers.iter().filter_map(|(name, text)| Some((name.rsplit_once('/')?.1, *text)));
+        let (names, texts): (Vec<&str>, Vec<&str>) = program.headers.iter().copied().chain(nested).unzip();
         let (names, texts, options) =
             (c_strings(names)?, c_strings(texts)?, c_strings(options.iter().map(String::as_str).collect())?);
         let (names_at, texts_at, options_at) = (pointers(&names), pointers(&texts), pointers(&options));
