@@ -12,6 +12,14 @@ ci:
 mutants:
     python3 tests/mutants.py
 
+# the same for the kernels, under the emulator; with --ptx for the inline assembly, which needs nvcc
+emulator-mutants *arguments:
+    python3 emulator/mutants.py {{arguments}}
+
+# registers, shared memory and spills of every kernel (needs nvcc, or PyPI for it)
+check-kernels *arguments:
+    python3 kernels/check.py {{arguments}}
+
 # times as multiples of one matmul, at the shapes of the README
 bench:
     cargo run --release --features cli --bin cce -- bench

@@ -205,5 +205,4 @@ PTX_MUTANTS = [
     wrapper("mma: accumulators exchanged", "mma.cuh", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%1,%0,%2,%3};", P80, A, "80"),
     wrapper("ldmatrix: order of the results", "mma.cuh", "x4.shared.b16 {%0,%1,%2,%3}, [%4];", "x4.shared.b16 {%0,%2,%1,%3}, [%4];", P80, A, "80"),
     wrapper("cp.async: the filling inverted", "copy.cuh", "\"r\"(src_bytes)", "\"r\"(16 - src_bytes)", P80, A, "80"),
-    wrapper("packing: halves exchanged", "math.cuh", "cvt.rn.f16x2.f32 %0, %1, %2;", "cvt.rn.f16x2.f32 %0, %2, %1;", "d_classifier exact d_embeddings forward_sm80", "f16/0", "80"),
 ]

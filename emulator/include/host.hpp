@@ -47,7 +47,7 @@ struct Entry {
     explicit operator bool() const { return bool(run); }
 };
 void add_entry(const char* name, Entry);                       // replaces one of that name
-int load_ptx(const char* text);                                // adds every .entry under its own name; returns how many, -1 on failure
+int load_ptx(const char* text);                                // adds every .entry that can run; returns how many; says why of the others
 Entry find_kernel(const char* name);
 std::vector<std::string> kernel_names();
 Report launch(const Options&, const Entry&, dim3 grid, dim3 block, size_t smem, void** params);

@@ -266,7 +266,14 @@ bool decode_half(Ins& i, const Str& op, const Str& type) {         // what the c
 
 bool decode_arithmetic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     const Str& op = o.op();
+    for (auto& operand : x) if (operand[0] == '[' || operand[0] == '{') return false;
     if (op == "setp") return decode_setp(P, i, o, x);
+    if (op == "createpolicy") {                      // a hint for the cache
+        for (size_t k = 1; k < o.taken.size(); ++k) o.taken[k] = true;
+        i.d = P.slot(x.at(0));
+        i.exec = RUN { R(d) = 0; };
+        return true;
+    }
     const Str type = o.take_last();
     if (op == "selp") {
         if (x.size() != 4 || (!width(type) && type != "f16")) return false;

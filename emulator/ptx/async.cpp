@@ -73,7 +73,9 @@ bool decode_tensor_copy(Parser& P, Ins& i, Opcode& o, const Operands& x, bool re
     } else return false;
     return i.n && int(more(i).v0.size()) == i.n;
 }
-bool decode_copy(Parser& P, Ins& i, Opcode& o, const Operands& x) {
+bool decode_copy(Parser& P, Ins& i, Opcode& o, const Operands& all) {
+    Operands x = all;
+    if (o.take("L2::cache_hint") && !x.empty()) x.pop_back();
     if (o.is("cp.reduce.async.bulk.tensor.")) { o.take("reduce"); return decode_tensor_copy(P, i, o, x, true); }
     if (o.is("cp.async.bulk.tensor.")) return decode_tensor_copy(P, i, o, x, false);
     if (!o.take("async")) return false;

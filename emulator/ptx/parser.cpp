@@ -195,7 +195,6 @@ struct Module {
     std::map<int, const char*> files;
     std::map<Str, Reg> symbols;
     std::vector<std::unique_ptr<Program>> programs;
-    bool failed = false;
 };
 
 Site location(const Module& m, const Str& line, Site before) {
@@ -254,7 +253,7 @@ const char* body(Module& m, Parser& P, const char* c) {
     Site at{"", 0};
     auto fail = [&](const Str& text) {
         fprintf(stderr, "ptx: %s (%s:%d): cannot run `%s`: %s\n", P.p.name.c_str(), at.file, at.line, text.c_str(), P.error.c_str());
-        m.failed = true;
+        P.p.broken = true;
         P.error.clear();
     };
     P.scopes.resize(1);
@@ -359,19 +358,20 @@ const char* function(Module& m, const char* c, bool entry) {
     P.p.max_threads = std::max(directive(c, brace, ".maxntid"), directive(c, brace, ".reqntid"));
     P.p.min_blocks = directive(c, brace, ".minnctapersm");
     c = body(m, P, brace + 1);
-    if (!finish(P)) m.failed = true;
+    if (!finish(P)) P.p.broken = true;
     m.programs.push_back(std::make_unique<Program>(std::move(P.p)));
     return c;
 }
 
-bool link(Module& m) {
+void link(Module& m) {
     for (auto& p : m.programs)
         for (auto& i : p->code) {
             if (!i.more || i.more->call.name.empty()) continue;
-            for (auto& q : m.programs) if (q->name == i.more->call.name) i.more->call.callee = q.get();
-            if (!i.more->call.callee) { fprintf(stderr, "ptx: %s calls %s, which is not there\n", p->name.c_str(), i.more->call.name.c_str()); return false; }
+            for (auto& q : m.programs) if (q->name == i.more->call.name && !q->broken) i.more->call.callee = q.get();
+            if (i.more->call.callee) continue;
+            fprintf(stderr, "ptx: %s calls %s, which cannot run\n", p->name.c_str(), i.more->call.name.c_str());
+            p->broken = true;
         }
-    return true;
 }
 
 std::vector<std::unique_ptr<Program>>& programs() { static std::vector<std::unique_ptr<Program>> p; return p; }
@@ -482,12 +482,12 @@ int load_ptx(const char* text) {
         } else if (isspace((unsigned char)*c)) ++c;
         else { while (*c && !isspace((unsigned char)*c) && *c != '{') ++c; }
     }
-    if (m.failed || !link(m)) return -1;
+    link(m);
     int count = 0;
     for (auto& p : m.programs) {
         programs().push_back(std::move(p));
         const Program* program = programs().back().get();
-        if (!program->entry) continue;
+        if (!program->entry || program->broken) continue;        // it has been said why
         std::vector<size_t> sizes;
         for (auto& name : program->parameters) sizes.push_back(size_t(program->variables.at(name).bytes));
         add_entry(program->name.c_str(), Entry{[program](void** params) { launch(*program, params); }, sizes, program->max_threads, program->min_blocks, true});

@@ -49,7 +49,7 @@ struct Program {
     std::map<Str, Variable> variables;               // of the parameter block: parameters, results, arguments of calls
     std::vector<Str> parameters, results;
     int block_bytes = 0, local_bytes = 0, max_threads = 0, min_blocks = 0;
-    bool entry = false;
+    bool entry = false, broken = false;
 };
 struct Accumulator { const std::vector<int>* slots; std::vector<float> value; bool dirty = false; };
 struct Thread {
