@@ -1,13 +1,21 @@
 //! Plans of the CUDA backend, for GPUs that need not be there: what is cut is covered once, and every byte has its formula.
 
 use cut_cross_entropy::plan::{
-    BLOCK_N, BLOCK_V, DeviceInfo, Group, KERNELS, Launch, LaunchPlan, MAX_PARTIALS, MAX_VOCAB, Step, Workload,
+    BLOCK_N, BLOCK_V, DeviceInfo, Group, KERNELS, KernelFamily, Launch, LaunchPlan, MAX_PARTIALS, MAX_VOCAB, Step,
+    Workload,
 };
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
 fn workload(tokens: usize, vocab: usize, hidden: usize) -> Workload {
     let shape = Shape { tokens, hidden, vocab };
-    Workload { shape, dtype: DType::BF16, bias: false, aligned: true, options: CceOptions::default() }
+    Workload {
+        shape,
+        dtype: DType::BF16,
+        bias: false,
+        aligned: true,
+        options: CceOptions::default(),
+        kernels: KernelFamily::Auto,
+    }
 }
 
 const GEMMA2_2B: (usize, usize, usize) = (8192, 256_000, 2304);
@@ -54,7 +62,9 @@ fn workloads() -> Vec<Workload> {
 
 /// Plans of all these workloads on all known devices. Entries of rows by the million do not fit their 32-bit indices.
 fn plans() -> impl Iterator<Item = LaunchPlan> {
-    workloads().into_iter().flat_map(|w| DeviceInfo::KNOWN.into_iter().filter_map(move |d| LaunchPlan::new(&w, &d).ok()))
+    workloads()
+        .into_iter()
+        .flat_map(|w| DeviceInfo::KNOWN.into_iter().filter_map(move |d| LaunchPlan::new(&w, &d).ok()))
 }
 
 fn launches(plan: &LaunchPlan) -> impl Iterator<Item = &Launch> {
@@ -68,7 +78,9 @@ fn launches(plan: &LaunchPlan) -> impl Iterator<Item = &Launch> {
 fn every_tile_of_every_row_block_is_covered_once() {
     let mut plans_with_rounds = 0;
     for plan in plans().filter(|p| !p.rounds.is_empty()) {
-        let tiles = plan.workload.shape.vocab.div_ceil(BLOCK_V);
+        let tile = if plan.hopper { 256 } else { BLOCK_V };
+        assert!(plan.rounds.iter().all(|r| r.tile as usize == tile));
+        let tiles = plan.workload.shape.vocab.div_ceil(tile);
         let mut next = 0;
         for round in &plan.rounds {
             assert!(round.splits >= 1 && round.splits <= round.num_tiles);
@@ -80,12 +92,16 @@ fn every_tile_of_every_row_block_is_covered_once() {
             }
         }
         assert_eq!(next as usize, tiles, "{plan}");
-        // Each forward launch is one round, over all row blocks and splits.
-        let grids: Vec<_> = launches(&plan).filter(|l| l.kernel.stem == "lce_forward_sm80").collect();
+        // Each forward launch is one round, over all row blocks and splits; on Hopper by blocks that stay.
+        let grids: Vec<_> = launches(&plan).filter(|l| l.kernel.stem.starts_with("lce_forward_sm")).collect();
         assert_eq!(grids.len(), plan.rounds.len());
         for (launch, round) in grids.iter().zip(&plan.rounds) {
             assert_eq!(launch.round, *round);
-            assert_eq!(launch.grid, [plan.workload.shape.tokens.div_ceil(BLOCK_N) as u32, round.splits]);
+            let row_blocks = plan.workload.shape.tokens.div_ceil(BLOCK_N) as u32;
+            match plan.hopper {
+                true => assert_eq!(launch.grid, [plan.device.sm_count.min(row_blocks * round.splits), 1]),
+                false => assert_eq!(launch.grid, [row_blocks, round.splits]),
+            }
         }
         plans_with_rounds += 1;
     }
@@ -257,8 +273,8 @@ fn what_a_forward_saves_does_not_depend_on_the_gradients_of_the_backward() {
             Some(of_group.map(|r| (r.name, r.offset, r.bytes)).collect::<Vec<_>>())
         };
         if workload.options.capture {
-            let [all, one] = [(true, true, true), (false, true, false)]
-                .map(|(e, c, b)| saved(&workload.with_gradients(e, c, b)));
+            let [all, one] =
+                [(true, true, true), (false, true, false)].map(|(e, c, b)| saved(&workload.with_gradients(e, c, b)));
             assert_eq!(all, one);
         }
     }
@@ -286,7 +302,13 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
     let plan = || LaunchPlan::new(&workload(tokens, vocab, hidden), &DeviceInfo::known("h200").expect("known"));
     assert_eq!(plan(), plan());
     let text = plan().expect("fits").to_string();
-    let wanted = ["N=8192 V=256000 D=2304 bf16 on H200", "round 2: 1500 tiles", "lce_exact_bf16", "fill pool_count", "MiB  workspace"];
+    let wanted = [
+        "N=8192 V=256000 D=2304 bf16 on H200",
+        "round 2: 1500 tiles",
+        "lce_exact_bf16",
+        "fill pool_count",
+        "MiB  workspace",
+    ];
     for part in wanted {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }

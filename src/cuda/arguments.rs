@@ -1,9 +1,9 @@
 //! From tensors and regions to the argument block of the kernels.
 
+use super::Outputs;
 use super::abi::{self, Address, LceArgs, LceBackwardScratch, LceForwardScratch, LceOutputs, LceProblem, LceSaved};
 use super::abi::{LceSink, LceUpstream, SINK_ACCUMULATE, SINK_OVERWRITE, SINK_SKIP};
 use super::buffers::{self, DeviceMemory, DeviceSlice};
-use super::Outputs;
 use crate::memory::Buffer;
 use crate::plan::LaunchPlan;
 use crate::{Matrix, Problem, Result, Sink, Upstream};

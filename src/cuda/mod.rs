@@ -30,6 +30,7 @@
 mod abi;
 mod arguments;
 mod buffers;
+mod hopper;
 mod launch;
 mod module;
 mod nvrtc;
@@ -43,7 +44,7 @@ pub use probe::device_count;
 pub use raw::RawSlice;
 pub use staged::CudaStaged;
 
-use crate::plan::{DeviceInfo, Group, LaunchPlan, Workload};
+use crate::plan::{DeviceInfo, Group, KernelFamily, LaunchPlan, Workload};
 use crate::{Backend, DType, Error, Forward, GradientSinks, Problem, Result, Upstream};
 use arguments::Addresses;
 use buffers::TargetRange;
@@ -56,6 +57,7 @@ use std::sync::Arc;
 pub struct Cuda {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
+    family: KernelFamily,
 }
 
 impl Cuda {
@@ -77,7 +79,12 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn with_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let kernels = Kernels::of(stream.context())?;
-        Ok(Cuda { stream, kernels })
+        Ok(Cuda { stream, kernels, family: KernelFamily::Auto })
+    }
+
+    /// The same with the forward's kernels chosen by the caller. What they cannot do is an [`Error::Device`].
+    pub fn with_kernels(self, family: KernelFamily) -> Self {
+        Cuda { family, ..self }
     }
 
     /// The stream that everything is ordered by.
@@ -159,7 +166,7 @@ impl Cuda {
 
     fn workload(&self, problem: &Problem<'_, DeviceMemory>) -> Result<Workload> {
         let aligned = Addresses::new(&self.stream).rows_are_aligned(problem)?;
-        Ok(Workload::new(problem, aligned))
+        Ok(Workload::new(problem, aligned).with_kernels(self.family))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::buffers::{self, DeviceBuffer, DeviceMemory, DeviceSlice};
 use super::{Cuda, raw};
 use crate::memory::Buffer;
-use crate::plan::DeviceInfo;
+use crate::plan::{DeviceInfo, KernelFamily};
 use crate::{
     Backend, DType, Error, Forward, GradientSinks, Host, HostBuffer, HostSlice, HostSliceMut, Inputs, Matrix, Problem,
     Result, Sink, Telemetry, Upstream,
@@ -102,6 +102,11 @@ impl CudaStaged {
         Ok(CudaStaged { cuda: Cuda::new(ordinal)? })
     }
 
+    /// See [`Cuda::with_kernels`].
+    pub fn with_kernels(self, family: KernelFamily) -> Self {
+        CudaStaged { cuda: self.cuda.with_kernels(family) }
+    }
+
     /// The backend that computes.
     pub fn cuda(&self) -> &Cuda {
         &self.cuda
@@ -118,9 +123,7 @@ impl CudaStaged {
         Ok(match sink {
             Sink::Skip => None,
             Sink::Accumulate(HostSliceMut::F32(s)) => Some(DeviceBuffer::F32(raw::upload(stream, tensor, s)?)),
-            Sink::Accumulate(s) | Sink::Overwrite(s) => {
-                Some(buffers::allocate(stream, tensor, s.dtype(), s.len())?)
-            }
+            Sink::Accumulate(s) | Sink::Overwrite(s) => Some(buffers::allocate(stream, tensor, s.dtype(), s.len())?),
         })
     }
 }
@@ -206,7 +209,8 @@ impl Backend for CudaStaged {
             classifier: device_sink(&sinks.classifier, &mut classifier),
             bias: device_sink(&sinks.bias, &mut bias),
         };
-        let telemetry = self.cuda.backward(&Problem::new(&inputs, problem.options())?, saved, &upstream, device_sinks)?;
+        let telemetry =
+            self.cuda.backward(&Problem::new(&inputs, problem.options())?, saved, &upstream, device_sinks)?;
         fetch(sinks.embeddings, embeddings)?;
         fetch(sinks.classifier, classifier)?;
         fetch(sinks.bias, bias)?;

@@ -10,6 +10,8 @@ pub enum Variants {
     One,
     /// One an element type: `_f32`, `_f16`, `_bf16`.
     Types,
+    /// One a 16-bit type: `_f16`, `_bf16`.
+    HalfTypes,
     /// One an element type, and each again as `_unaligned` for rows that do not start at multiples of 16 bytes.
     TypesAndAlignments,
 }
@@ -49,10 +51,11 @@ kernels! {
     ROWS = "lce_rows" One 1024 8328;
     TARGET_LOGIT = "lce_target_logit" Types 256 0;
     BOUND = "lce_bound" One 256 0;
-    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82048;
+    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82448;
+    FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 215040;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
-    FILTER = "lce_filter" One 256 6176;
+    FILTER = "lce_filter" One 256 3104;
     ORDER_ENTRIES = "lce_order_entries" One 128 34320;
     EXACT_ROWS = "lce_exact_rows" One 1024 8320;
     COEFFICIENTS = "lce_coefficients" One 256 0;
@@ -74,16 +77,25 @@ impl Kernel {
     pub fn entry_point(&self, dtype: DType, aligned: bool) -> Cow<'static, str> {
         match (self.variants, aligned) {
             (Variants::One, _) => Cow::Borrowed(self.stem),
-            (Variants::Types, _) | (_, true) => Cow::Owned(format!("{}_{dtype}", self.stem)),
+            (Variants::Types | Variants::HalfTypes, _) | (_, true) => Cow::Owned(format!("{}_{dtype}", self.stem)),
             (Variants::TypesAndAlignments, false) => Cow::Owned(format!("{}_{dtype}_unaligned", self.stem)),
         }
+    }
+
+    /// Whether it runs on compute capability 9.0 alone.
+    pub fn is_hopper(&self) -> bool {
+        self.stem.ends_with("_sm90")
     }
 
     /// Every entry point that must exist.
     pub fn entry_points(&self) -> Vec<Cow<'static, str>> {
         let types = [DType::F32, DType::F16, DType::BF16];
         let alignments: &[bool] = if self.variants == Variants::TypesAndAlignments { &[true, false] } else { &[true] };
-        let types = if self.variants == Variants::One { &types[..1] } else { &types };
+        let types = match self.variants {
+            Variants::One => &types[..1],
+            Variants::HalfTypes => &types[1..],
+            Variants::Types | Variants::TypesAndAlignments => &types,
+        };
         types.iter().flat_map(|t| alignments.iter().map(|a| self.entry_point(*t, *a))).collect()
     }
 }

@@ -9,6 +9,7 @@ mod workspace;
 pub use device::DeviceInfo;
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
+use rounds::Workers;
 pub use workspace::{Group, Region, Workspace};
 
 use crate::memory::Buffer;
@@ -41,6 +42,23 @@ const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
 const OVERFLOW_PANEL: usize = 1024;
 
+/// Classes of a tile of the Hopper forward.
+const HOPPER_TILE: usize = 256;
+/// Share of the last cache that the rows of E of a sweep may take, in percent; the classifier streams through the rest.
+const SWEEP_PERCENT: usize = 80;
+
+/// Which kernels compute the forward; the others are the same everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KernelFamily {
+    /// Hopper's where the device is one and the inputs fit them, else the portable ones.
+    #[default]
+    Auto,
+    /// `cp.async` and `mma.sync`: every GPU from Ampere on, every input.
+    Portable,
+    /// TMA and `wgmma`: compute capability 9.0; f16 or bf16, rows that start at multiples of 16 bytes, D > 0.
+    Hopper,
+}
+
 /// What a plan depends on, besides the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Workload {
@@ -54,13 +72,37 @@ pub struct Workload {
     pub aligned: bool,
     /// Options of the loss. `gradients` says which gradients the backward writes.
     pub options: CceOptions,
+    /// Which kernels to take.
+    pub kernels: KernelFamily,
 }
 
 impl Workload {
     /// Of a problem whose matrices are `aligned` or not.
     pub fn new<M: Memory>(problem: &Problem<'_, M>, aligned: bool) -> Self {
         let bias = problem.inputs().bias.is_some_and(|b| b.len() > 0);
-        Workload { shape: problem.shape(), dtype: problem.dtype(), bias, aligned, options: *problem.options() }
+        let (shape, dtype, options) = (problem.shape(), problem.dtype(), *problem.options());
+        Workload { shape, dtype, bias, aligned, options, kernels: KernelFamily::Auto }
+    }
+
+    /// The same by other kernels.
+    pub fn with_kernels(self, kernels: KernelFamily) -> Self {
+        Workload { kernels, ..self }
+    }
+
+    /// Why the Hopper kernels cannot do this on `device`, if they cannot.
+    fn unfit_for_hopper(&self, device: &DeviceInfo) -> Option<&'static str> {
+        let Shape { tokens, hidden, vocab } = self.shape;
+        let reasons = [
+            (device.compute_capability != (9, 0), "the device has not compute capability 9.0"),
+            (
+                device.shared_per_block < kernels::FORWARD_HOPPER.shared as usize,
+                "the device has too little shared memory",
+            ),
+            (self.dtype == DType::F32, "the inputs are f32"),
+            (!self.aligned, "rows do not start at multiples of 16 bytes"),
+            (tokens == 0 || hidden == 0 || vocab == 0, "there is nothing to multiply"),
+        ];
+        reasons.into_iter().find(|(unfit, _)| *unfit).map(|(_, reason)| reason)
     }
 
     /// The same with other gradients.
@@ -124,6 +166,10 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
+    /// The forward is Hopper's.
+    pub hopper: bool,
+    /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
+    pub sweep_blocks: u32,
     /// Rounds of the forward.
     pub rounds: Vec<Round>,
     /// The forward, in order.
@@ -151,10 +197,26 @@ impl LaunchPlan {
         let smoothing = options.label_smoothing > 0.0;
 
         let row_blocks = tokens.div_ceil(BLOCK_N);
-        // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
-        let most = if workload.dtype == DType::F32 { 1 } else { 2 };
-        let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
-        let rounds = rounds::plan(vocab, row_blocks, resident, capture);
+        let hopper = match (workload.kernels, workload.unfit_for_hopper(device)) {
+            (KernelFamily::Portable, _) | (KernelFamily::Auto, Some(_)) => false,
+            (_, None) => true,
+            (KernelFamily::Hopper, Some(reason)) => {
+                let reason = format!("the Hopper kernels were asked for, but {reason}");
+                return Err(Error::Device { call: "plan".into(), reason });
+            }
+        };
+        let row_block_bytes = BLOCK_N * hidden * workload.dtype.size_in_bytes();
+        let sweep_blocks = (device.l2_bytes * SWEEP_PERCENT / 100 / row_block_bytes.max(1)).clamp(1, u32::MAX as usize);
+        let (tile, workers) = match hopper {
+            true => (HOPPER_TILE, Workers::Persistent { blocks: device.sm_count.into(), sweep: sweep_blocks as u64 }),
+            false => {
+                // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
+                let most = if workload.dtype == DType::F32 { 1 } else { 2 };
+                let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
+                (BLOCK_V, Workers::Splits { resident: resident.into() })
+            }
+        };
+        let rounds = rounds::plan(vocab, tile, row_blocks, workers, capture);
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
         let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
         let element = workload.dtype.size_in_bytes();
@@ -190,6 +252,8 @@ impl LaunchPlan {
             block_entries: block_entries as u32,
             exact_panel_rows: panel as u32,
             exact_gradients_elements: gradients_elements,
+            hopper,
+            sweep_blocks: sweep_blocks as u32,
             rounds,
             forward: Vec::new(),
             backward: Vec::new(),
@@ -217,7 +281,12 @@ impl LaunchPlan {
             if self.capture && index > 0 {
                 steps.launch_round(kernels::BOUND, rows(256), *round);
             }
-            steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
+            if self.hopper {
+                let blocks = self.device.sm_count.min(self.row_blocks.saturating_mul(round.splits));
+                steps.launch_round(kernels::FORWARD_HOPPER, [blocks, 1], *round);
+            } else {
+                steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
+            }
         }
         steps.launch(kernels::COMBINE, rows(256));
         steps.launch(kernels::REDUCE_LOSS, [1, 1]);
@@ -286,7 +355,7 @@ impl Steps {
         self.steps.push(Step::Fill { region, byte });
     }
     fn launch(&mut self, kernel: Kernel, grid: [u32; 2]) {
-        self.launch_round(kernel, grid, Round { first_tile: 0, num_tiles: 0, first_partial: 0, splits: 0 });
+        self.launch_round(kernel, grid, Round { tile: 0, first_tile: 0, num_tiles: 0, first_partial: 0, splits: 0 });
     }
     fn launch_round(&mut self, kernel: Kernel, grid: [u32; 2], round: Round) {
         if !grid.contains(&0) {
@@ -308,7 +377,7 @@ fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
     if device.exact_blocks_per_sm == 0 {
         return unfit(format!("{device} cannot launch cooperative kernels"));
     }
-    if let Some(kernel) = KERNELS.iter().find(|k| k.shared as usize > device.shared_per_block) {
+    if let Some(kernel) = KERNELS.iter().find(|k| !k.is_hopper() && k.shared as usize > device.shared_per_block) {
         return unfit(format!("{} needs {} bytes of shared memory on {device}", kernel.stem, kernel.shared));
     }
     let Shape { tokens, hidden, vocab } = workload.shape;
@@ -348,8 +417,8 @@ impl std::fmt::Display for LaunchPlan {
         for (index, round) in self.rounds.iter().enumerate() {
             writeln!(
                 f,
-                "  round {index}: {} tiles of {BLOCK_V} classes from {}, {} row blocks x {} splits",
-                round.num_tiles, round.first_tile, self.row_blocks, round.splits
+                "  round {index}: {} tiles of {} classes from {}, {} row blocks x {} splits",
+                round.num_tiles, round.tile, round.first_tile, self.row_blocks, round.splits
             )?;
         }
         match (self.capture, self.dense) {

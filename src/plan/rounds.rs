@@ -1,7 +1,7 @@
 //! How the vocabulary is cut: into rounds, one launch after the other, and each round into splits, side by side.
 //!
 //! ```text
-//!            vocabulary, tiles of 128 classes →
+//!            vocabulary, in tiles of classes →
 //!           │r0│  round 1  │            round 2                │
 //!  row      ├──┼─────┬─────┼─────────────────┬─────────────────┤
 //!  block 0  │  │split│split│     split 0     │     split 1     │   a block of threads each
@@ -12,7 +12,7 @@
 //! Candidates are tested against a lower bound of the row's log-sum-exp. What earlier rounds have summed is such a bound,
 //! so rounds grow: the first is short, and the last, which is most of the vocabulary, is tested well.
 
-use super::{BLOCK_V, MAX_PARTIALS};
+use super::MAX_PARTIALS;
 
 /// Where the rounds of a forward that captures end, in sixteenths of the vocabulary.
 const ROUND_ENDS: [usize; 3] = [1, 4, 16];
@@ -26,42 +26,56 @@ const OVERHEAD: f64 = 0.5;
 /// One launch of the forward kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Round {
-    /// First tile of [`BLOCK_V`] classes.
+    /// Classes of a tile: 128, on Hopper 256.
+    pub tile: u32,
+    /// First tile.
     pub first_tile: u32,
     /// Number of tiles.
     pub num_tiles: u32,
     /// Index of the partial result of split 0.
     pub first_partial: u32,
-    /// Number of splits: each takes an equal share of the tiles, up to one.
+    /// Number of splits: each takes an equal share of the tiles, up to one. On Hopper: partial results that each row block
+    /// has room for; the kernel shares the tiles out among the blocks that it has.
     pub splits: u32,
 }
 
 impl Round {
     /// The tiles of one split, as the kernel computes them.
     pub fn tiles(&self, split: u32) -> std::ops::Range<u32> {
-        let start = |s: u32| self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits)) as u32;
+        let start =
+            |s: u32| self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits)) as u32;
         start(split)..start(split + 1)
     }
 }
 
-/// The rounds for `vocab` classes and `row_blocks` row blocks on a device that runs `resident` blocks at once.
+/// Who works on a round.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Workers {
+    /// A block of threads for each row block and split; so many run at once.
+    Splits { resident: u64 },
+    /// So many blocks that stay, and share out whatever there is. At most `sweep` row blocks go through the vocabulary
+    /// together.
+    Persistent { blocks: u64, sweep: u64 },
+}
+
+/// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks.
 ///
 /// With capture, the largest number of rounds that is not slower than fewer rounds by more than five percent.
-pub(super) fn plan(vocab: usize, row_blocks: usize, resident: u32, capture: bool) -> Vec<Round> {
-    let tiles = vocab.div_ceil(BLOCK_V);
+pub(super) fn plan(vocab: usize, tile: usize, row_blocks: usize, workers: Workers, capture: bool) -> Vec<Round> {
+    let tiles = vocab.div_ceil(tile);
     if tiles == 0 || row_blocks == 0 {
         return Vec::new();
     }
     let most = if capture { ROUND_ENDS.len() } else { 1 };
     let candidates: Vec<(Vec<Round>, f64)> =
-        (1..=most).map(|count| rounds(tiles, count, row_blocks as u64, resident.into())).collect();
+        (1..=most).map(|count| rounds(tiles, tile, count, row_blocks as u64, workers)).collect();
     let best = candidates.iter().map(|c| c.1).fold(f64::INFINITY, f64::min);
     let chosen = candidates.into_iter().rev().find(|c| c.1 <= WORTH * best);
     chosen.map(|c| c.0).unwrap_or_default()
 }
 
 /// The last `count` of the rounds, and the time that they take, in tiles.
-fn rounds(tiles: usize, count: usize, row_blocks: u64, resident: u64) -> (Vec<Round>, f64) {
+fn rounds(tiles: usize, tile: usize, count: usize, row_blocks: u64, workers: Workers) -> (Vec<Round>, f64) {
     let ends = &ROUND_ENDS[ROUND_ENDS.len() - count..];
     let most = MAX_PARTIALS / count;
     let (mut out, mut time, mut start, mut first_partial) = (Vec::new(), 0.0, 0, 0);
@@ -71,19 +85,18 @@ fn rounds(tiles: usize, count: usize, row_blocks: u64, resident: u64) -> (Vec<Ro
         if share == 0 {
             continue; // fewer tiles than rounds
         }
-        // Whole waves of blocks, each as long as its longest split.
-        let time_of = |splits: usize| {
-            let waves = (row_blocks * splits as u64).div_ceil(resident);
-            waves as f64 * (share.div_ceil(splits) as f64 + OVERHEAD)
-        };
-        let mut splits = 1;
-        for more in 2..=most.min(share) {
-            if time_of(more) < time_of(splits) {
-                splits = more;
+        let (splits, of_round) = match workers {
+            Workers::Splits { resident } => waves(share, row_blocks, resident, most.min(share)),
+            Workers::Persistent { blocks, sweep } => {
+                // Whole shares for each row block of a sweep, and one for the blocks that are left over.
+                let splits = (blocks / row_blocks.min(sweep).max(1) + 1).min(most.min(share) as u64) as usize;
+                let longest = (share as u64 * row_blocks).div_ceil(blocks.min(row_blocks * splits as u64));
+                (splits, longest as f64 + OVERHEAD)
             }
-        }
-        time += time_of(splits);
+        };
+        time += of_round;
         out.push(Round {
+            tile: tile as u32,
             first_tile: start as u32,
             num_tiles: share as u32,
             first_partial: first_partial as u32,
@@ -92,4 +105,19 @@ fn rounds(tiles: usize, count: usize, row_blocks: u64, resident: u64) -> (Vec<Ro
         (start, first_partial) = (end, first_partial + splits);
     }
     (out, time)
+}
+
+/// The number of splits, up to `most`, that takes the least time: whole waves of blocks, each as long as its longest split.
+fn waves(share: usize, row_blocks: u64, resident: u64, most: usize) -> (usize, f64) {
+    let time_of = |splits: usize| {
+        let waves = (row_blocks * splits as u64).div_ceil(resident);
+        waves as f64 * (share.div_ceil(splits) as f64 + OVERHEAD)
+    };
+    let mut splits = 1;
+    for more in 2..=most {
+        if time_of(more) < time_of(splits) {
+            splits = more;
+        }
+    }
+    (splits, time_of(splits))
 }

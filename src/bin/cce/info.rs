@@ -1,6 +1,6 @@
 //! `cce info`: what this build and this machine have, and the plan for a shape.
 
-use crate::args::{DTypeArg, FilterArg, parse_eps};
+use crate::args::{DTypeArg, FilterArg, KernelsArg, parse_eps};
 use crate::common::shapes::{self, NAMED_SHAPES};
 use crate::system_memory;
 use anyhow::Context;
@@ -37,6 +37,9 @@ pub struct InfoArgs {
     /// or rtx5090.
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
+    /// Which CUDA kernels to plan with.
+    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
+    kernels: KernelsArg,
 }
 
 /// Runs the subcommand.
@@ -77,7 +80,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         None => present.ok(),
     };
     if let Some(device) = device {
-        let workload = Workload { shape, dtype, bias: false, aligned: true, options };
+        let workload = Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels.into() };
         println!("\nplan for {label}: {}", LaunchPlan::new(&workload, &device)?);
     }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;

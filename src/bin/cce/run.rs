@@ -1,14 +1,14 @@
 //! `cce run`: the loss and its gradients of tensors in a file.
 
-use crate::args::{AnyBackend, BackendArg, FilterArg, GradientDTypeArg, ReductionArg, parse_eps};
+use crate::args::{AnyBackend, BackendArg, FilterArg, GradientDTypeArg, KernelsArg, ReductionArg, parse_eps};
 use crate::heap;
 use crate::system_memory;
 use crate::tensors::{self, Output, Tensor, TensorFile};
 use anyhow::ensure;
 use clap::Args;
 use cut_cross_entropy::{
-    Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix,
-    Problem, Reduction, Upstream, cce_backward, cce_forward,
+    Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix, Problem,
+    Reduction, Upstream, cce_backward, cce_forward,
 };
 use std::path::PathBuf;
 use std::time::Instant;
@@ -30,6 +30,9 @@ pub struct RunArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     backend: BackendArg,
+    /// Which CUDA kernels compute the forward.
+    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
+    kernels: KernelsArg,
     /// Which entries of the softmax take part in the gradients.
     #[arg(long, value_enum, default_value_t = FilterArg::Unbiased)]
     filter: FilterArg,
@@ -175,7 +178,7 @@ struct Outcome {
 
 /// Runs the subcommand.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let backend = args.backend.open()?;
+    let backend = args.backend.open(args.kernels)?;
     tensors::check_writable(&args.output)?;
     let loaded = Loaded::read(&mut TensorFile::open(&args.input)?)?;
     ensure!(

@@ -4,7 +4,7 @@ mod cases;
 mod compare;
 mod filtered;
 
-use crate::args::AnyBackend;
+use crate::args::{AnyBackend, KernelsArg};
 use cases::{Case, Data};
 use clap::Args;
 use compare::{Comparison, worse};
@@ -22,6 +22,9 @@ pub struct VerifyArgs {
     /// Run only cases whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Which CUDA kernels to verify.
+    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
+    kernels: KernelsArg,
     /// Print only the cases that are wrong.
     #[arg(long)]
     quiet: bool,
@@ -29,7 +32,7 @@ pub struct VerifyArgs {
 
 /// Runs the subcommand; whether everything was right.
 pub fn run(args: &VerifyArgs) -> anyhow::Result<bool> {
-    let cuda = AnyBackend::cuda();
+    let cuda = AnyBackend::cuda(args.kernels);
     let backends: Vec<&AnyBackend> = [Some(&AnyBackend::Cpu(Cpu)), cuda.as_ref().ok()].into_iter().flatten().collect();
     let all = cases::all();
     let wanted: Vec<_> = all.iter().filter(|c| c.name.contains(&args.only)).collect();
