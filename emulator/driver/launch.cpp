@@ -144,12 +144,13 @@ CONTROL char* emu_take_report() {
     reports.erase(reports.begin());
     return s;
 }
-CONTROL int emu_counters(const char* kernel, uint64_t out[8]) {
+CONTROL int emu_counters(const char* kernel, uint64_t out[13]) {
     std::lock_guard<std::mutex> lock(mutex);
     auto it = counters.find(kernel);
     if (it == counters.end()) return 0;
     const auto& c = it->second;
-    const uint64_t all[8] = {c.blocks, c.global_read, c.global_write, c.shared_read, c.shared_write, c.mma, c.wgmma, c.atomics};
+    const uint64_t all[13] = {c.blocks, c.global_read, c.global_write, c.shared_read, c.shared_write, c.mma, c.wgmma, c.atomics,
+                              c.copy_read, c.bulk_read, c.bulk_write, c.shared_phases, c.shared_wavefronts};
     std::memcpy(out, all, sizeof all);
     return 1;
 }

@@ -27,6 +27,8 @@ struct BankLine { std::string where; uint64_t phases = 0, wavefronts = 0; };   /
 struct Counters {
     uint64_t blocks = 0, global_read = 0, global_write = 0, shared_read = 0, shared_write = 0;   // bytes
     uint64_t mma = 0, wgmma = 0, atomics = 0;                                                    // instructions: warps, warpgroups, threads
+    uint64_t copy_read = 0, bulk_read = 0, bulk_write = 0;      // of the global bytes: by cp.async; by TMA and bulk copies
+    uint64_t shared_phases = 0, shared_wavefronts = 0;          // of accesses by threads and matrix loads, where banks are counted
     void add(const Counters& o);
 };
 struct Report {

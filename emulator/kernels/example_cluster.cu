@@ -103,3 +103,26 @@ extern "C" __global__ void __launch_bounds__(384, 1) example_registers(const __g
     __syncthreads();
     p.out[blockIdx.x * 384 + threadIdx.x] = p.x[threadIdx.x];
 }
+
+// 16 rows of 32 numbers into every block of a cluster of any size: each loads its share of boxes of two rows into all.
+struct BoxParams { prim::TensorMap x; float* out; };
+extern "C" __global__ void __launch_bounds__(32) example_multicast_box(const __grid_constant__ BoxParams p) {
+    struct Smem { alignas(128) float x[16][32]; u64 full; };
+    Smem& smem = prim::shared_memory<Smem>();
+    const u32 rank = prim::cluster_rank(), size = prim::cluster_size();
+    if (threadIdx.x == 0) {
+        prim::mbarrier_init(&smem.full, 1);
+        prim::fence_mbarrier_init();
+    }
+    prim::syncwarp();
+    prim::cluster_sync();
+    if (threadIdx.x == 0) {
+        prim::mbarrier_arrive_expect_tx(&smem.full, sizeof(smem.x));
+        for (u32 box = rank; box < 8; box += size)
+            prim::tma_load_2d_multicast(smem.x[box * 2], &p.x, &smem.full, 0, int(blockIdx.x / size * 16 + box * 2), prim::u16((1u << size) - 1), prim::L2::Normal);
+    }
+    prim::syncwarp();
+    prim::mbarrier_wait(&smem.full, 0);
+    for (u32 row = 0; row < 16; ++row) p.out[blockIdx.x * 512 + row * 32 + threadIdx.x] = smem.x[row][threadIdx.x];
+    prim::cluster_sync();
+}

@@ -23,11 +23,10 @@ void line_out(const BulkOp& op) {
 }
 
 void bulk_load(void* smem, const void* gmem, uint32_t bytes, uint64_t* bar, uint16_t blocks, Site at) {
-    Fiber* f = self();
     check_line(smem, gmem, bytes, "bulk load", at);
     if (const Block* to = blocks ? nullptr : block_of(smem)) blocks = uint16_t(1u << to->cta.rank);
     check_range(gmem, bytes, "bulk load", at);
-    if (checking()) check_global((uintptr_t)gmem, bytes, false, false, f->who, now(f), f->clock, at);
+    if (checking()) fetched(self(), (uintptr_t)gmem, bytes, at);
     issue_load(LoadOp{nullptr, nullptr, Map{}, (const char*)gmem, smem_addr(smem), Coords{}, bytes, 0, at}, smem, bar, blocks, "bulk load");
 }
 void bulk_store(Bulk kind, Format format, void* gmem, const void* smem, uint32_t bytes, Site at) {

@@ -27,7 +27,12 @@ void put(Bulk kind, Format format, char* g, const char* s, uint32_t bytes) {
         combine((uint16_t*)g, [&](uint16_t old) { return narrow(format, to_float(format, old) + to_float(format, v)); });
     }
 }
+void fetched(Fiber* f, uintptr_t p, size_t n, Site at) {
+    me->counters.bulk_read += n;
+    check_global(p, n, false, false, f->who, now(f), f->clock, at);
+}
 void wrote(const BulkOp& op, uintptr_t p, size_t n) {
+    me->counters.bulk_write += n;
     check_global(p, n, true, op.kind == Bulk::ReduceAdd, op.by->storer + kMaxStorers, op.clk, op.by->clock, op.at);
 }
 

@@ -15,6 +15,7 @@ void cp_async_16(void* smem, const void* gmem, uint32_t bytes, Site at) {
     if (bytes > 16) { report("cp.async", at, "%u source bytes of at most 16", bytes); abandon(); }
     CopyOp op{smem_addr(smem), gmem, bytes, at};
     if (bytes) {
+        if (checking()) me->counters.copy_read += bytes;
         if (checking()) check_global((uintptr_t)gmem, bytes, false, false, f->who, now(f), f->clock, at);
         if (!owned((uintptr_t)gmem, bytes)) abandon();
     }

@@ -32,6 +32,8 @@ Options options_from_env() {
 void Counters::add(const Counters& o) {
     blocks += o.blocks; global_read += o.global_read; global_write += o.global_write; shared_read += o.shared_read;
     shared_write += o.shared_write; mma += o.mma; wgmma += o.wgmma; atomics += o.atomics;
+    copy_read += o.copy_read; bulk_read += o.bulk_read; bulk_write += o.bulk_write;
+    shared_phases += o.shared_phases; shared_wavefronts += o.shared_wavefronts;
 }
 
 namespace {
@@ -324,7 +326,11 @@ Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, siz
     std::map<std::string, Banks::Line> lines;
     for (auto& [k, v] : L.banks.by_pc) { auto& x = lines[where(k)]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
     for (auto& [k, v] : L.banks.by_site) { auto& x = lines[where(Site{k.first, k.second}) + " matrix"]; x.phases += v.phases; x.wavefronts += v.wavefronts; }
-    for (auto& [k, v] : lines) r.banks.push_back({k, v.phases, v.wavefronts});
+    for (auto& [k, v] : lines) {
+        r.banks.push_back({k, v.phases, v.wavefronts});
+        r.counters.shared_phases += v.phases;
+        r.counters.shared_wavefronts += v.wavefronts;
+    }
     return r;
 }
 

@@ -127,7 +127,7 @@ void tma_load_multicast(void* dst, const void* map, uint64_t* bar, const int* co
     check_swizzle(m, at);
     const Coords from = coordinates(coords, rank);
     if ((uintptr_t)dst % 128) { report("misaligned", at, "TMA destination smem+%u is not 128-byte aligned", smem_addr(dst) - kSmemBase); abandon(); }
-    if (checking()) for_each_range(m, from, [&](uintptr_t p, size_t n) { check_global(p, n, false, false, f->who, now(f), f->clock, at); });
+    if (checking()) for_each_range(m, from, [&](uintptr_t p, size_t n) { fetched(f, p, n, at); });
     issue_load(LoadOp{nullptr, nullptr, m, nullptr, smem_addr(dst), from, m.box_bytes(), 0, at}, dst, bar, blocks, "TMA load");
 }
 void tma_store(Bulk kind, const void* map, const void* src, const int* coords, int rank, Site at) {

@@ -71,19 +71,35 @@ impl Default for Config {
     }
 }
 
-/// What launches of a kernel did, summed since the last [`reset_counters`]. Bytes, or instructions of warps (`mma`), warpgroups
-/// (`wgmma`) and threads (`atomics`). Plain accesses count only under the checker.
+/// What launches of a kernel did, summed since the last [`reset_counters`]. Bytes count only under the checker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Counters {
+    /// Blocks that ran.
     pub blocks: u64,
+    /// Bytes of global memory read, by whatever means. What a multicast reads counts once.
     pub global_read: u64,
+    /// Bytes of global memory written; an atomic or a reduction counts here only.
     pub global_write: u64,
+    /// Bytes of shared memory read, by threads, products and copies.
     pub shared_read: u64,
+    /// Bytes of shared memory written; what a multicast writes counts in each block.
     pub shared_write: u64,
+    /// Products of warps.
     pub mma: u64,
+    /// Products of warpgroups.
     pub wgmma: u64,
+    /// Atomics, of threads.
     pub atomics: u64,
+    /// Of `global_read`: by `cp.async`.
+    pub copy_read: u64,
+    /// Of `global_read`: by the copy engine, boxes and plain ranges.
+    pub bulk_read: u64,
+    /// Of `global_write`: by the copy engine.
+    pub bulk_write: u64,
+    /// Wavefronts that shared accesses of warps would have taken without bank conflicts; counted where [`Config::banks`] is set.
+    pub shared_phases: u64,
+    /// Wavefronts that they took.
+    pub shared_wavefronts: u64,
 }
 
 /// The folder with the emulated `libcuda.so.1`, `libnvrtc.so.13` and their other names: the one that was built with this crate, or
@@ -218,22 +234,26 @@ pub fn take_reports() -> Vec<String> {
 /// What launches of this kernel did; `None` if there were none.
 pub fn counters(kernel: &str) -> Option<Counters> {
     let name = CString::new(kernel).ok()?;
-    let mut raw = [0_u64; 8];
-    // SAFETY: launch.cpp defines it with this signature and writes eight numbers.
+    let mut raw = [0_u64; 13];
+    // SAFETY: launch.cpp defines it with this signature and writes thirteen numbers.
     let found = unsafe {
         let call: unsafe extern "C" fn(*const c_char, *mut u64) -> c_int = std::mem::transmute(symbol(c"emu_counters"));
         call(name.as_ptr(), raw.as_mut_ptr())
     };
-    let [blocks, global_read, global_write, shared_read, shared_write, mma, wgmma, atomics] = raw;
     (found != 0).then_some(Counters {
-        blocks,
-        global_read,
-        global_write,
-        shared_read,
-        shared_write,
-        mma,
-        wgmma,
-        atomics,
+        blocks: raw[0],
+        global_read: raw[1],
+        global_write: raw[2],
+        shared_read: raw[3],
+        shared_write: raw[4],
+        mma: raw[5],
+        wgmma: raw[6],
+        atomics: raw[7],
+        copy_read: raw[8],
+        bulk_read: raw[9],
+        bulk_write: raw[10],
+        shared_phases: raw[11],
+        shared_wavefronts: raw[12],
     })
 }
 
