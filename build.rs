@@ -20,7 +20,15 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// Compute capabilities with machine code of their own; newer ones run the PTX.
 const ARCHS: [&str; 6] = ["80", "86", "89", "90", "100", "120"];
 const VARIABLES: [&str; 9] = [
-    "CCE_NVCC", "CCE_CUDA_ARCHS", "CCE_REQUIRE_NVCC", "NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVCC_CCBIN", "PATH",
+    "CCE_NVCC",
+    "CCE_CUDA_ARCHS",
+    "CCE_REQUIRE_NVCC",
+    "NVCC",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_ROOT",
+    "NVCC_CCBIN",
+    "PATH",
 ];
 
 fn main() -> Result<()> {
@@ -33,9 +41,15 @@ fn main() -> Result<()> {
 
     let mut files = Vec::new();
     walk(&fs::canonicalize("kernels")?, &mut files)?;
-    let (kernels, headers): (Vec<_>, Vec<_>) = files.into_iter().partition(|f| f.extension().is_some_and(|e| e == "cu"));
+    // What `cce bench` measures against, apart from what the library ships.
+    let baseline =
+        fs::canonicalize("benches/cuda/baseline.cu").ok().filter(|_| env::var_os("CARGO_FEATURE_CUBLAS").is_some());
+    println!("cargo::rerun-if-changed=benches/cuda");
+    let (kernels, headers): (Vec<_>, Vec<_>) =
+        files.into_iter().partition(|f| f.extension().is_some_and(|e| e == "cu"));
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let images = match find_nvcc().ok_or_else(|| "no nvcc".into()).and_then(|nvcc| compile_all(&nvcc, &kernels, &out)) {
+    let all: Vec<PathBuf> = kernels.iter().chain(&baseline).cloned().collect();
+    let mut images = match find_nvcc().ok_or_else(|| "no nvcc".into()).and_then(|nvcc| compile_all(&nvcc, &all, &out)) {
         Ok(images) => images,
         Err(error) if flag("CCE_REQUIRE_NVCC") => return Err(format!("CCE_REQUIRE_NVCC is set, but: {error}").into()),
         Err(error) => {
@@ -45,6 +59,10 @@ fn main() -> Result<()> {
             Vec::new()
         }
     };
+    let image = images.get(kernels.len()).map(|path| format!("Some(include_bytes!({path:?}))"));
+    images.truncate(kernels.len());
+    let image = image.unwrap_or("None".into());
+    fs::write(out.join("baseline.rs"), format!("static IMAGE: Option<&[u8]> = {image};\n"))?;
     fs::write(out.join("kernels.rs"), table(&kernels, &headers, &images)?)?;
     Ok(())
 }
@@ -89,7 +107,9 @@ fn compile_all(nvcc: &Path, kernels: &[PathBuf], out: &Path) -> Result<Vec<PathB
     let wanted = env::var("CCE_CUDA_ARCHS").ok().filter(|value| !value.is_empty());
     let archs: Vec<String> = match &wanted {
         Some(list) => list.split(',').map(|arch| arch.trim().to_string()).collect(),
-        None => ARCHS.iter().filter(|a| known.lines().any(|l| l == format!("compute_{a}"))).map(|a| a.to_string()).collect(),
+        None => {
+            ARCHS.iter().filter(|a| known.lines().any(|l| l == format!("compute_{a}"))).map(|a| a.to_string()).collect()
+        }
     };
     let (next, threads) = (AtomicUsize::new(0), env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(4));
     let worker = || {
@@ -144,7 +164,9 @@ fn table(kernels: &[PathBuf], headers: &[PathBuf], images: &[PathBuf]) -> Result
     headers.iter().try_for_each(|path| writeln!(text, "    ({:?}, include_str!({path:?})),", name(path)))?;
     writeln!(text, "];\nstatic IMAGES: &[(&str, &[u8])] = &[")?;
     let pairs = kernels.iter().zip(images);
-    pairs.into_iter().try_for_each(|(path, image)| writeln!(text, "    ({:?}, include_bytes!({image:?})),", name(path)))?;
+    pairs
+        .into_iter()
+        .try_for_each(|(path, image)| writeln!(text, "    ({:?}, include_bytes!({image:?})),", name(path)))?;
     writeln!(text, "];")?;
     Ok(text)
 }

@@ -7,8 +7,8 @@ use crate::tensors::{self, Output, Tensor, TensorFile};
 use anyhow::ensure;
 use clap::Args;
 use cut_cross_entropy::{
-    Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix,
-    Problem, Reduction, Upstream, cce_backward, cce_forward,
+    Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix, Problem,
+    Reduction, Upstream, cce_backward, cce_forward,
 };
 use std::path::PathBuf;
 use std::time::Instant;
