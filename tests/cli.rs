@@ -352,7 +352,12 @@ fn bad_files_are_refused_in_one_line_and_leave_nothing() {
 #[test]
 fn bad_options_and_paths_are_refused_in_one_line_and_leave_nothing() {
     let setting = Setting::new(&basic());
+    #[cfg(not(feature = "cuda"))]
     setting.refused(&["--backend", "cuda"], "no CUDA backend");
+    #[cfg(feature = "cuda")]
+    if let Err(reason) = cut_cross_entropy::cuda::device_count() {
+        setting.refused(&["--backend", "cuda"], &reason.to_string());
+    }
     setting.refused(&["--softcap", "-1"], "softcap");
     setting.refused(&["--label-smoothing", "1.5"], "label_smoothing");
     setting.refused(&["--eps", "0"], "eps");

@@ -12,8 +12,8 @@ use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream
 use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, DeviceSliceMut};
 use cut_cross_entropy::plan::{Group, Workload};
 use cut_cross_entropy::{
-    CceOptions, Cpu, Cuda, CudaStaged, DType, Error, Forward, GradientFilter, GradientRequest, GradientSinks, Gradients,
-    HostBuffer, Inputs, Matrix, Problem, Sink, Upstream, cce_backward, cce_backward_into, cce_forward,
+    CceOptions, Cpu, Cuda, CudaStaged, DType, Error, Forward, GradientFilter, GradientRequest, GradientSinks,
+    Gradients, HostBuffer, Inputs, Matrix, Problem, Sink, Upstream, cce_backward, cce_backward_into, cce_forward,
 };
 use cut_cross_entropy_emulator as emulator;
 use std::sync::{Arc, Mutex, MutexGuard};

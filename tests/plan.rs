@@ -54,7 +54,9 @@ fn workloads() -> Vec<Workload> {
 
 /// Plans of all these workloads on all known devices. Entries of rows by the million do not fit their 32-bit indices.
 fn plans() -> impl Iterator<Item = LaunchPlan> {
-    workloads().into_iter().flat_map(|w| DeviceInfo::KNOWN.into_iter().filter_map(move |d| LaunchPlan::new(&w, &d).ok()))
+    workloads()
+        .into_iter()
+        .flat_map(|w| DeviceInfo::KNOWN.into_iter().filter_map(move |d| LaunchPlan::new(&w, &d).ok()))
 }
 
 fn launches(plan: &LaunchPlan) -> impl Iterator<Item = &Launch> {
@@ -257,8 +259,8 @@ fn what_a_forward_saves_does_not_depend_on_the_gradients_of_the_backward() {
             Some(of_group.map(|r| (r.name, r.offset, r.bytes)).collect::<Vec<_>>())
         };
         if workload.options.capture {
-            let [all, one] = [(true, true, true), (false, true, false)]
-                .map(|(e, c, b)| saved(&workload.with_gradients(e, c, b)));
+            let [all, one] =
+                [(true, true, true), (false, true, false)].map(|(e, c, b)| saved(&workload.with_gradients(e, c, b)));
             assert_eq!(all, one);
         }
     }
@@ -286,7 +288,13 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
     let plan = || LaunchPlan::new(&workload(tokens, vocab, hidden), &DeviceInfo::known("h200").expect("known"));
     assert_eq!(plan(), plan());
     let text = plan().expect("fits").to_string();
-    let wanted = ["N=8192 V=256000 D=2304 bf16 on H200", "round 2: 1500 tiles", "lce_exact_bf16", "fill pool_count", "MiB  workspace"];
+    let wanted = [
+        "N=8192 V=256000 D=2304 bf16 on H200",
+        "round 2: 1500 tiles",
+        "lce_exact_bf16",
+        "fill pool_count",
+        "MiB  workspace",
+    ];
     for part in wanted {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }

@@ -154,7 +154,6 @@ mirror! {
     }
 }
 
-
 /// `ElementType` of a floating-point type.
 pub(crate) fn element_type(dtype: DType) -> u32 {
     match dtype {

@@ -1,9 +1,9 @@
 //! From tensors and regions to the argument block of the kernels.
 
+use super::Outputs;
 use super::abi::{self, Address, LceArgs, LceBackwardScratch, LceForwardScratch, LceOutputs, LceProblem, LceSaved};
 use super::abi::{LceSink, LceUpstream, SINK_ACCUMULATE, SINK_OVERWRITE, SINK_SKIP};
 use super::buffers::{self, DeviceMemory, DeviceSlice};
-use super::Outputs;
 use crate::memory::Buffer;
 use crate::plan::LaunchPlan;
 use crate::{Matrix, Problem, Result, Sink, Upstream};
@@ -51,7 +51,8 @@ impl<'a> Addresses<'a> {
         let element = problem.dtype().size_in_bytes() as u64;
         let mut aligned = |matrix: &'a Matrix<'_, DeviceMemory>| {
             let address = self.tensor(&matrix.data)?;
-            Ok(matrix.columns > 0 && address % 16 == 0 && matrix.row_stride as u64 * element % 16 == 0)
+            let stride = matrix.row_stride as u64 * element;
+            Ok(matrix.columns > 0 && address.is_multiple_of(16) && stride.is_multiple_of(16))
         };
         Ok(aligned(&problem.inputs().embeddings)? & aligned(&problem.inputs().classifier)?)
     }

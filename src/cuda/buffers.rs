@@ -170,7 +170,10 @@ fn on_device(ours: &CudaStream, theirs: &CudaStream) -> Result<()> {
     if ours == theirs {
         return Ok(());
     }
-    Err(Error::Device { call: "inputs".into(), reason: format!("a tensor is on device {theirs}, the backend on {ours}") })
+    Err(Error::Device {
+        call: "inputs".into(),
+        reason: format!("a tensor is on device {theirs}, the backend on {ours}"),
+    })
 }
 
 impl DeviceBuffer {

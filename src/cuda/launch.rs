@@ -29,11 +29,8 @@ pub(super) fn forward(
     let mut addresses = Addresses::new(&cuda.stream);
     let groups = [(Group::Saved, addresses.write(saved)), (Group::Forward, addresses.write(scratch))];
     let region = |name: &str| locate(plan, &groups, name);
-    let args = LceArgs {
-        problem: addresses.problem(problem)?,
-        outputs: addresses.outputs(outputs),
-        ..planned(plan, &region)
-    };
+    let args =
+        LceArgs { problem: addresses.problem(problem)?, outputs: addresses.outputs(outputs), ..planned(plan, &region) };
     // SAFETY: `saved` and `scratch` have the bytes of their groups, `outputs` N elements, all allocated on this stream and
     // borrowed mutably. The inputs have the sizes that `Problem::new` checked; cudarc orders what happens to them later
     // behind the guards in `addresses`, and for raw addresses the caller of `from_raw` does.
@@ -119,11 +116,7 @@ unsafe fn submit(
                 // SAFETY: the one argument is the one that every kernel declares, and its addresses are the caller's
                 // promise; the grid of a cooperative kernel is at most what the device holds (the plan saw to it).
                 let done = unsafe {
-                    if launch.kernel.cooperative {
-                        builder.launch_cooperative(config)
-                    } else {
-                        builder.launch(config)
-                    }
+                    if launch.kernel.cooperative { builder.launch_cooperative(config) } else { builder.launch(config) }
                 };
                 done.map_err(|error| match driver("cuLaunchKernel")(error) {
                     Error::Device { reason, .. } => Error::Device { call: launch.entry_point.clone(), reason },

@@ -28,7 +28,11 @@ fn failed(call: &'static str, reason: String) -> Error {
 
 impl Program<'_> {
     fn options(arch: u32) -> [String; 3] {
-        [format!("--gpu-architecture=sm_{arch}{}", if arch == 90 { "a" } else { "" }), "-std=c++17".into(), "-lineinfo".into()]
+        [
+            format!("--gpu-architecture=sm_{arch}{}", if arch == 90 { "a" } else { "" }),
+            "-std=c++17".into(),
+            "-lineinfo".into(),
+        ]
     }
 
     /// The place of this program's code for `arch` in the cache.
@@ -169,7 +173,8 @@ impl Nvrtc {
     fn compile(&self, program: &Program<'_>, options: &[String]) -> Result<Vec<u8>> {
         type Create = unsafe extern "C" fn(*mut Handle, Text, Text, c_int, *const Text, *const Text) -> c_int;
         let create = self.symbol::<Create>("nvrtcCreateProgram")?;
-        let compile = self.symbol::<unsafe extern "C" fn(Handle, c_int, *const Text) -> c_int>("nvrtcCompileProgram")?;
+        let compile =
+            self.symbol::<unsafe extern "C" fn(Handle, c_int, *const Text) -> c_int>("nvrtcCompileProgram")?;
         let destroy = self.symbol::<unsafe extern "C" fn(*mut Handle) -> c_int>("nvrtcDestroyProgram")?;
 
         let c_string = |text: &str| CString::new(text).map_err(|e| failed("nvrtcCreateProgram", e.to_string()));
@@ -177,11 +182,9 @@ impl Nvrtc {
         let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<Text>>();
         let (source, name) = (c_string(program.source)?, c_string(program.name)?);
         // A header is found under the name that the directive gives: from the root of `kernels/`, or, between
-        // neighbours, without the folder.
-        let bare = |name: &'_ str| name.rsplit('/').next().unwrap_or_default().to_string();
-        let bares: Vec<String> = program.headers.iter().map(|(name, _)| bare(name)).collect();
-        let names = program.headers.iter().map(|(name, _)| *name).chain(bares.iter().map(String::as_str)).collect();
-        let texts = program.headers.iter().map(|(_, text)| *text).chain(program.headers.iter().map(|(_, t)| *t)).collect();
+        // neighbours, without the folder. A name may be given once.
+        let nested = program.headers.iter().filter_map(|(name, text)| Some((name.rsplit_once('/')?.1, *text)));
+        let (names, texts): (Vec<&str>, Vec<&str>) = program.headers.iter().copied().chain(nested).unzip();
         let (names, texts, options) =
             (c_strings(names)?, c_strings(texts)?, c_strings(options.iter().map(String::as_str).collect())?);
         let (names_at, texts_at, options_at) = (pointers(&names), pointers(&texts), pointers(&options));
@@ -207,7 +210,8 @@ impl Nvrtc {
             self.bytes(handle, "nvrtcGetCUBINSize", "nvrtcGetCUBIN")
         } else {
             let log = self.bytes(handle, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog").unwrap_or_default();
-            let log = CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().into_owned()).unwrap_or_default();
+            let log =
+                CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().into_owned()).unwrap_or_default();
             Err(failed("nvrtcCompileProgram", format!("{}: error {code}: {log}", program.name)))
         };
         // SAFETY: the last use of the program.

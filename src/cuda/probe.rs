@@ -76,7 +76,10 @@ fn load() -> Result<Library> {
         // SAFETY: the initialisers of NVIDIA's driver library may run at any time and on any thread.
         match unsafe { Library::new(*name) } {
             Ok(library) => return Ok(library),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => {
+                let why = std::error::Error::source(&error).map(|source| format!(" ({source})")).unwrap_or_default();
+                reasons.push(format!("{error}{why}"));
+            }
         }
     }
     Err(missing(format!("no driver library: {}", reasons.join("; "))))

@@ -25,7 +25,9 @@ use super::buffers::{DeviceSlice, DeviceSliceMut};
 use super::module::driver;
 use super::{Cuda, probe};
 use crate::{DType, Error, Result};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits, result};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits, result,
+};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -127,7 +129,11 @@ pub(super) fn allocate<T: DeviceRepr>(
 }
 
 /// A copy of `host` in device memory.
-pub(super) fn upload<T: DeviceRepr>(stream: &Arc<CudaStream>, tensor: &'static str, host: &[T]) -> Result<CudaSlice<T>> {
+pub(super) fn upload<T: DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    tensor: &'static str,
+    host: &[T],
+) -> Result<CudaSlice<T>> {
     let mut slice = allocate(stream, tensor, host.len())?;
     if !host.is_empty() {
         stream.memcpy_htod(host, &mut slice).map_err(driver("cuMemcpyHtoDAsync"))?;
@@ -166,7 +172,8 @@ pub(super) fn copy_header(stream: &Arc<CudaStream>, memory: &CudaSlice<u8>) -> R
         let (from, _read) = memory.device_ptr(stream);
         let (to, _written) = copy.device_ptr_mut(stream);
         // SAFETY: both hold at least a header; the guards order the copy with other uses.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(driver("cuMemcpyDtoDAsync"))?;
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+            .map_err(driver("cuMemcpyDtoDAsync"))?;
     }
     Ok(copy)
 }

@@ -118,9 +118,7 @@ impl CudaStaged {
         Ok(match sink {
             Sink::Skip => None,
             Sink::Accumulate(HostSliceMut::F32(s)) => Some(DeviceBuffer::F32(raw::upload(stream, tensor, s)?)),
-            Sink::Accumulate(s) | Sink::Overwrite(s) => {
-                Some(buffers::allocate(stream, tensor, s.dtype(), s.len())?)
-            }
+            Sink::Accumulate(s) | Sink::Overwrite(s) => Some(buffers::allocate(stream, tensor, s.dtype(), s.len())?),
         })
     }
 }
@@ -206,7 +204,8 @@ impl Backend for CudaStaged {
             classifier: device_sink(&sinks.classifier, &mut classifier),
             bias: device_sink(&sinks.bias, &mut bias),
         };
-        let telemetry = self.cuda.backward(&Problem::new(&inputs, problem.options())?, saved, &upstream, device_sinks)?;
+        let telemetry =
+            self.cuda.backward(&Problem::new(&inputs, problem.options())?, saved, &upstream, device_sinks)?;
         fetch(sinks.embeddings, embeddings)?;
         fetch(sinks.classifier, classifier)?;
         fetch(sinks.bias, bias)?;

@@ -47,16 +47,8 @@ impl DeviceInfo {
     pub const RTX_5090: DeviceInfo = known("RTX 5090", (12, 0), 170, 100, 96);
 
     /// Every constant above.
-    pub const KNOWN: [DeviceInfo; 8] = [
-        Self::A100,
-        Self::A10,
-        Self::RTX_3090,
-        Self::L4,
-        Self::RTX_4090,
-        Self::H100,
-        Self::H200,
-        Self::RTX_5090,
-    ];
+    pub const KNOWN: [DeviceInfo; 8] =
+        [Self::A100, Self::A10, Self::RTX_3090, Self::L4, Self::RTX_4090, Self::H100, Self::H200, Self::RTX_5090];
 
     /// The known device of this name, in any case and with or without its spaces: `h200`, `rtx4090`.
     pub fn known(name: &str) -> Option<DeviceInfo> {

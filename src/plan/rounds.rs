@@ -39,7 +39,8 @@ pub struct Round {
 impl Round {
     /// The tiles of one split, as the kernel computes them.
     pub fn tiles(&self, split: u32) -> std::ops::Range<u32> {
-        let start = |s: u32| self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits)) as u32;
+        let start =
+            |s: u32| self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits)) as u32;
         start(split)..start(split + 1)
     }
 }
