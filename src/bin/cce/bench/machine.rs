@@ -9,6 +9,8 @@ use crate::common::survey::{Survey, host_products, survey};
 use crate::common::workload::Workload;
 use crate::system_memory;
 use anyhow::ensure;
+#[cfg(feature = "cublas")]
+use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::{DType, Shape};
 
 /// What is measured.
@@ -110,7 +112,10 @@ impl Machine {
         match self {
             Machine::Cpu => survey(workload, seed, &mut host_products(workload)),
             #[cfg(feature = "cublas")]
-            Machine::Cuda(device) => survey(workload, seed, &mut device.products(workload)?),
+            Machine::Cuda(device) => {
+                device.check(workload.shape, workload.embeddings.as_slice().dtype())?;
+                survey(workload, seed, &mut device.products(workload)?)
+            }
         }
     }
 

@@ -86,7 +86,7 @@ impl Device {
             "the emulated GPU is for checking, not for {shape}: N·V·D is {work}, of at most {EMULATED_LIMIT}; try --tokens 64 \
              --vocab 2000 --hidden 64"
         );
-        let (free, _) = self.stream().context().mem_get_info()?;
+        let free = self.free_bytes()?;
         let plane = shape.tokens * shape.vocab * dtype.size_in_bytes(); // of T
         let needed = 2 * (shape.tokens + shape.vocab) * shape.hidden * dtype.size_in_bytes() + plane;
         let gib = |bytes: usize| bytes as f64 / (1 << 30) as f64;
@@ -97,6 +97,14 @@ impl Device {
             gib(free)
         );
         Ok(())
+    }
+
+    /// Bytes that nobody uses, after the pool gave back what earlier work left in it.
+    fn free_bytes(&self) -> anyhow::Result<usize> {
+        self.stream().synchronize()?;
+        // SAFETY: the device's default pool.
+        unsafe { result::mem_pool::trim_to(self.pool, 0) }?;
+        Ok(self.stream().context().mem_get_info()?.0)
     }
 
     /// Runs the work between two events, after a flush of the cache that also gives the host a head start.
@@ -386,7 +394,7 @@ impl Runner for CudaRunner<'_> {
         if !Baseline::has_kernels() {
             return Some("built without nvcc, so without the baseline's kernels".into());
         }
-        let (free, _) = self.device.stream().context().mem_get_info().ok()?;
+        let free = self.device.free_bytes().ok()?;
         let needed = Baseline::bytes(self.workload.shape, self.dtype);
         let gib = |bytes: usize| bytes as f64 / (1 << 30) as f64;
         (needed > free).then(|| format!("needs {:.1} GiB, of {:.1} GiB free", gib(needed), gib(free)))
