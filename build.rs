@@ -33,9 +33,14 @@ fn main() -> Result<()> {
     walk(&fs::canonicalize("kernels")?, &mut files)?;
     let (kernels, headers): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|f| f.extension().is_some_and(|e| e == "cu"));
+    // What `cce bench` measures against, apart from what the library ships.
+    println!("cargo::rerun-if-changed=benches/cuda");
+    let wanted = env::var_os("CARGO_FEATURE_CUBLAS").is_some();
+    let baseline = fs::canonicalize("benches/cuda/baseline.cu").ok().filter(|_| wanted);
+    let sources: Vec<PathBuf> = kernels.iter().chain(&baseline).cloned().collect();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let flag = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty() && value != "0");
-    let images = match find_nvcc().map(|nvcc| compile_all(&nvcc, &kernels, &out)) {
+    let mut images = match find_nvcc().map(|nvcc| compile_all(&nvcc, &sources, &out)) {
         None if flag("CCE_REQUIRE_NVCC") => return Err("CCE_REQUIRE_NVCC is set, but there is no nvcc".into()),
         Some(Err(error)) if flag("CCE_REQUIRE_NVCC") => return Err(error),
         Some(Ok(images)) => images,
@@ -46,6 +51,9 @@ fn main() -> Result<()> {
         }
         None => Vec::new(),
     };
+    let of_baseline = images.split_off(kernels.len().min(images.len()));
+    let image = of_baseline.first().map_or("None".into(), |path| format!("Some(include_bytes!({path:?}))"));
+    fs::write(out.join("baseline.rs"), format!("static IMAGE: Option<&[u8]> = {image};\n"))?;
     fs::write(out.join("kernels.rs"), table(&kernels, &headers, &images)?)?;
     Ok(())
 }

@@ -23,3 +23,11 @@ check-kernels *arguments:
 # times as multiples of one matmul, at the shapes of the README
 bench:
     cargo run --release --features cli --bin cce -- bench
+
+# stripped test and command, and a script, for a machine with a GPU and nothing else: target/gpu-bundle.tar
+gpu-bundle *args:
+    bash tools/gpu-bundle/build.sh {{args}}
+
+# on this machine's GPU: parity, compute-sanitizer, bench; writes target/gpu-bundle/record-<date>
+gpu-check: gpu-bundle
+    target/gpu-bundle/run.sh

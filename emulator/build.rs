@@ -66,7 +66,9 @@ fn main() {
         .iter()
         .map(|p| format!("-I{}", p.display()))
         .collect();
-    for (folder, tag) in [(kernels, "kernel"), (here.join("kernels"), "example")] {
+    let baseline = here.parent().unwrap().join("benches/cuda");
+    println!("cargo::rerun-if-changed={}", baseline.display());
+    for (folder, tag) in [(kernels, "kernel"), (here.join("kernels"), "example"), (baseline, "bench")] {
         for source in files(&folder, "cu") {
             let expanded = preprocess(&source, &includes);
             let found = find_kernels(&expanded);
@@ -79,15 +81,22 @@ fn main() {
     }
     compile(&units);
 
-    let objects = |nvrtc: bool| {
-        units.iter().filter(move |u| u.object.ends_with("driver-nvrtc.o") == nvrtc).map(|u| u.object.clone())
+    let objects = |names: &'static [&str], of: bool| {
+        let listed = move |u: &&Unit| names.iter().any(|name| u.object.ends_with(name)) == of;
+        units.iter().filter(listed).map(|u| u.object.clone())
     };
-    link(&libraries, "libcuda.so.1", objects(false), None);
-    link(&libraries, "libnvrtc.so.13", objects(true), None);
+    // Libraries of one object; all others make the driver.
+    static ALONE: [&str; 2] = ["driver-nvrtc.o", "driver-cublas.o"];
+    link(&libraries, "libcuda.so.1", objects(&ALONE, false), None);
+    link(&libraries, "libnvrtc.so.13", objects(&ALONE[..1], true), None);
+    link(&libraries, "libcublas.so.13", objects(&ALONE[1..], true), None);
     // What depends on a library answers for its symbols too.
-    for (name, on) in
-        [("libcuda.so", "libcuda.so.1"), ("libnvrtc.so", "libnvrtc.so.13"), ("libnvrtc.so.12", "libnvrtc.so.13")]
-    {
+    for (name, on) in [
+        ("libcuda.so", "libcuda.so.1"),
+        ("libnvrtc.so", "libnvrtc.so.13"),
+        ("libnvrtc.so.12", "libnvrtc.so.13"),
+        ("libcublas.so", "libcublas.so.13"),
+    ] {
         link(&libraries, name, std::iter::empty(), Some(on));
     }
 }

@@ -436,6 +436,53 @@ fn bench_takes_a_file_and_refuses_unknown_shapes() {
 }
 
 #[test]
+fn generated_inputs_are_the_benchmarks_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("inputs.safetensors");
+    let shape = ["--shape", "gpt2", "--tokens", "40", "--vocab", "900", "--hidden", "32"];
+    let softcap = ["--softcap", "30"];
+    let generated = cce(&[&["generate", "--dtype", "f32", "--output", utf8(&file)], &shape[..], &softcap[..]].concat());
+    assert!(generated.status.success(), "{}", text(&generated.stderr));
+    let survey = text(&generated.stdout);
+    let survey = survey.lines().last().expect("a survey");
+    let rounds = ["--rounds", "0", "--methods", "unbiased,exact,evaluation,baseline"];
+    for input in [&["--input", utf8(&file)][..], &[&["--dtype", "f32"], &shape[..]].concat()] {
+        let result = cce(&[&["bench"], input, &softcap[..], &rounds[..]].concat());
+        let stdout = text(&result.stdout);
+        assert!(result.status.success() && stdout.contains(survey), "{stdout}{}", text(&result.stderr));
+        assert_eq!(stdout.matches("verified").count(), 4, "{stdout}");
+    }
+}
+
+/// T, the baseline where the build had an nvcc, and the check of all: by the driver and cuBLAS that the emulator stands in for.
+#[cfg(feature = "cublas")]
+#[test]
+fn bench_runs_on_the_emulated_gpu_and_keeps_to_small_shapes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let csv = directory.path().join("out.csv");
+    let bench = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cce"));
+        command.args(["bench", "--backend", "cuda", "--shape", "gpt2"]).args(arguments);
+        let libraries = cut_cross_entropy_emulator::library_dir();
+        command.env("LD_LIBRARY_PATH", libraries).env("EMU_CHECK", "0").output().expect("the binary runs")
+    };
+    let shape = ["--tokens", "33", "--vocab", "300", "--hidden", "24", "--dtype", "bf16", "--softcap", "0,30"];
+    let methods = ["--methods", "unbiased,exact,threshold,evaluation,baseline", "--rounds", "1", "--csv", utf8(&csv)];
+    let result = bench(&[&shape[..], &methods[..]].concat());
+    let stdout = text(&result.stdout);
+    assert!(result.status.success(), "{stdout}{}", text(&result.stderr));
+    let baselines = 2 - stdout.matches("skipped materialising").count();
+    assert_eq!(stdout.matches("verified").count(), 2 * 4 + baselines, "{stdout}");
+    let csv = std::fs::read_to_string(csv).expect("a table");
+    let columns = csv.lines().next().expect("a header").split(',').count();
+    assert!(csv.lines().all(|l| l.split(',').count() == columns) && csv.contains("(emulated)"), "{csv}");
+
+    let refused = bench(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("the emulated GPU is for checking"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn info_prints_version_backends_and_the_plan() {
     let stdout =
         text(&cce(&["info", "--tokens", "512", "--vocab", "32000", "--hidden", "256", "--dtype", "f32"]).stdout);
@@ -450,7 +497,7 @@ fn info_prints_version_backends_and_the_plan() {
 /// Each option has its text beside it or on the line below.
 #[test]
 fn help_documents_every_option() {
-    for command in ["info", "run", "verify", "bench"] {
+    for command in ["info", "run", "verify", "bench", "generate"] {
         let help = text(&cce(&[command, "-h"]).stdout);
         let lines: Vec<&str> = help.lines().map(str::trim).collect();
         let options: Vec<usize> = (0..lines.len()).filter(|&k| lines[k].starts_with('-')).collect();

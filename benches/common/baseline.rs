@@ -65,6 +65,9 @@ impl Baseline {
             .zip(&mut self.nll)
             .zip(&mut self.lse)
             .for_each(|((((row, &target), inverse_sum), nll), lse)| {
+                if workload.softcap.is_some() {
+                    row.iter_mut().for_each(|z| *z = workload.capped(f64::from(*z)) as f32);
+                }
                 let target_logit = row[target as usize];
                 let (max, sum) = exponentials(row);
                 *inverse_sum = 1.0 / sum;
@@ -78,11 +81,22 @@ impl Baseline {
     pub fn backward(&mut self, workload: &Workload, d_embeddings: &mut HostBuffer, d_classifier: &mut HostBuffer) {
         let shape = workload.shape;
         let weight = 1.0 / shape.tokens as f32;
-        self.plane.par_chunks_mut(shape.vocab).zip(&workload.targets).zip(&self.inverse_sums).for_each(
-            |((row, &target), &inverse_sum)| {
+        let rows = self.plane.par_chunks_mut(shape.vocab).zip(&workload.targets);
+        rows.zip(&self.inverse_sums).zip(&self.lse).zip(&self.nll).for_each(
+            |((((row, &target), &inverse_sum), &lse), &nll)| {
                 let factor = weight * inverse_sum;
                 row.iter_mut().for_each(|p| *p *= factor);
-                row[target as usize] -= weight;
+                if workload.softcap.is_none() {
+                    row[target as usize] -= weight;
+                    return;
+                }
+                // The logit back from its probability: the plane no longer has it.
+                for (v, g) in row.iter_mut().enumerate() {
+                    let is_target = v == target as usize;
+                    let z = if is_target { lse - nll } else { lse + (*g / weight).ln() };
+                    let entry = if is_target { *g - weight } else { *g };
+                    *g = if entry == 0.0 { 0.0 } else { entry * workload.capped_derivative(f64::from(z)) as f32 };
+                }
             },
         );
         let plane = View::new(&self.plane, shape.tokens, shape.vocab);

@@ -52,20 +52,40 @@ struct Row {
     in_top_10: bool,
 }
 
-/// Surveys all rows. With `draw`, which maps a row to a uniform number, targets are sampled from the softmax;
-/// without, they are the workload's.
-pub fn survey(workload: &Workload, draw: Option<&(dyn Fn(usize) -> f64 + Sync)>) -> (Survey, Vec<i64>) {
+/// Writes the products of the classifier with some tokens' embeddings, the first of which is given, into rows of V.
+pub type Products<'a> = dyn FnMut(usize, &mut [f32]) -> anyhow::Result<()> + 'a;
+
+/// On the host.
+pub fn host_products(workload: &Workload) -> impl FnMut(usize, &mut [f32]) -> anyhow::Result<()> + '_ {
     let shape = workload.shape;
-    let classifier = View::new(workload.wide_classifier(), shape.vocab, shape.hidden).transposed();
+    move |first, products| {
+        let tokens = products.len() / shape.vocab;
+        let e = &workload.wide_embeddings()[first * shape.hidden..][..tokens * shape.hidden];
+        let classifier = View::new(workload.wide_classifier(), shape.vocab, shape.hidden).transposed();
+        multiply(products, View::new(e, tokens, shape.hidden), classifier);
+        Ok(())
+    }
+}
+
+/// Surveys all rows. With a seed, targets are sampled from the softmax; without, they are the workload's.
+pub fn survey(
+    workload: &Workload,
+    seed: Option<u64>,
+    products: &mut Products<'_>,
+) -> anyhow::Result<(Survey, Vec<i64>)> {
+    let shape = workload.shape;
     let mut logits = vec![0.0; BLOCK.min(shape.tokens) * shape.vocab];
     let mut rows: Vec<Row> = Vec::with_capacity(shape.tokens);
-    for (block, e) in workload.wide_embeddings().chunks(BLOCK * shape.hidden).enumerate() {
-        let tokens = e.len() / shape.hidden;
+    for first in (0..shape.tokens).step_by(BLOCK) {
+        let tokens = BLOCK.min(shape.tokens - first);
         let logits = &mut logits[..tokens * shape.vocab];
-        multiply(logits, View::new(e, tokens, shape.hidden), classifier);
-        rows.par_extend(logits.par_chunks(shape.vocab).enumerate().map(|(i, z)| {
-            let i = block * BLOCK + i;
-            survey_row(z, draw.map(|draw| draw(i)), || workload.targets[i])
+        products(first, logits)?;
+        rows.par_extend(logits.par_chunks_mut(shape.vocab).enumerate().map(|(i, z)| {
+            if workload.softcap.is_some() {
+                z.iter_mut().for_each(|z| *z = workload.capped(f64::from(*z)) as f32);
+            }
+            let i = first + i;
+            survey_row(z, seed.map(|seed| Workload::draw(seed, i)), || workload.targets[i])
         }));
     }
     let mean = |value: &dyn Fn(&Row) -> f64| rows.iter().map(value).sum::<f64>() / rows.len().max(1) as f64;
@@ -79,7 +99,7 @@ pub fn survey(workload: &Workload, draw: Option<&(dyn Fn(usize) -> f64 + Sync)>)
         target_in_top_10: mean(&|r| f64::from(u8::from(r.in_top_10))),
         lse: rows.iter().map(|r| r.lse).collect(),
     };
-    (survey, rows.iter().map(|r| r.target).collect())
+    Ok((survey, rows.iter().map(|r| r.target).collect()))
 }
 
 fn survey_row(z: &[f32], draw: Option<f64>, given: impl Fn() -> i64) -> Row {

@@ -14,7 +14,7 @@
 //! often in the head, and frequent classes are targets of many rows. [`Survey`] measures what came out.
 
 use super::baseline::widen_into;
-use super::survey::{Survey, survey};
+use super::survey::Survey;
 use cut_cross_entropy::{DType, HostBuffer, HostSlice, Inputs, Matrix, Shape};
 use rayon::prelude::*;
 
@@ -35,9 +35,10 @@ const PRIOR_SCALE: f32 = 8.0;
 /// Standard deviation of the log-prior around Zipf's law.
 const PRIOR_NOISE: f32 = 0.5;
 
-/// A problem to time: mean loss, default options but for the filter.
+/// A problem to time: mean loss, default options but for the filter and the softcap.
 pub struct Workload {
     pub shape: Shape,
+    pub softcap: Option<f32>,
     pub embeddings: HostBuffer,
     pub classifier: HostBuffer,
     pub targets: Vec<i64>,
@@ -48,27 +49,17 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Generates inputs of that shape and dtype; a pure function of its arguments.
-    pub fn generate(shape: Shape, dtype: DType, seed: u64) -> Self {
-        let (e, c) = (embeddings(shape, seed), classifier(shape, seed));
-        let (embeddings, e) = rounded(e, dtype);
-        let (classifier, c) = rounded(c, dtype);
-        let mut workload = Workload {
-            shape,
-            embeddings,
-            classifier,
-            targets: Vec::new(),
-            survey: Survey::default(),
-            wide_embeddings: e,
-            wide_classifier: c,
-        };
-        let draw = |row: usize| Random::new(seed, Stream::Targets, row).unit();
-        let (survey, targets) = survey(&workload, Some(&draw));
-        (workload.survey, workload.targets) = (survey, targets);
-        workload
+    /// Generated matrices of that shape and dtype, a pure function of the arguments; targets are yet to be drawn by
+    /// [`survey`](super::survey::survey).
+    pub fn without_targets(shape: Shape, dtype: DType, softcap: Option<f32>, seed: u64) -> Self {
+        let (embeddings, wide_embeddings) = rounded(embeddings(shape, seed), dtype);
+        let (classifier, wide_classifier) = rounded(classifier(shape, seed), dtype);
+        let (targets, survey) = (Vec::new(), Survey::default());
+        Workload { shape, softcap, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
     }
 
-    /// Given inputs, e.g. of a trained model, with every target in [0, V).
+    /// Given inputs, e.g. of a trained model, with every target in [0, V); yet to be
+    /// surveyed.
     pub fn from_parts(shape: Shape, embeddings: HostBuffer, classifier: HostBuffer, targets: Vec<i64>) -> Self {
         let widened = |buffer: &HostBuffer| {
             let mut wide = Vec::new();
@@ -77,17 +68,30 @@ impl Workload {
             }
             wide
         };
-        let mut workload = Workload {
-            shape,
-            wide_embeddings: widened(&embeddings),
-            wide_classifier: widened(&classifier),
-            embeddings,
-            classifier,
-            targets,
-            survey: Survey::default(),
-        };
-        workload.survey = survey(&workload, None).0;
-        workload
+        let (wide_embeddings, wide_classifier) = (widened(&embeddings), widened(&classifier));
+        let survey = Survey::default();
+        Workload { shape, softcap: None, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
+    }
+
+    /// With what [`survey`](super::survey::survey) found.
+    pub fn surveyed(mut self, (survey, targets): (Survey, Vec<i64>)) -> Self {
+        (self.survey, self.targets) = (survey, targets);
+        self
+    }
+
+    /// The number that chooses the target of a row out of its softmax.
+    pub fn draw(seed: u64, row: usize) -> f64 {
+        Random::new(seed, Stream::Targets, row).unit()
+    }
+
+    /// The logit that a product becomes.
+    pub fn capped(&self, product: f64) -> f64 {
+        self.softcap.map_or(product, |cap| f64::from(cap) * (product / f64::from(cap)).tanh())
+    }
+
+    /// Derivative of [`Self::capped`], by the logit.
+    pub fn capped_derivative(&self, logit: f64) -> f64 {
+        self.softcap.map_or(1.0, |cap| 1.0 - (logit / f64::from(cap)).powi(2))
     }
 
     /// As the library takes it.

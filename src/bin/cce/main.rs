@@ -35,6 +35,7 @@ enum Command {
     Run(run::RunArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Generate(bench::GenerateArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Generate(args) => args.run().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -179,7 +179,12 @@ impl<'a> Output<'a> {
         Output { name, dtype: Dtype::U32, shape: shape.into(), bytes: bytemuck::cast_slice(elements) }
     }
 
-    /// A gradient.
+    /// i64 elements.
+    pub fn targets(name: &'static str, shape: &[usize], elements: &'a [i64]) -> Self {
+        Output { name, dtype: Dtype::I64, shape: shape.into(), bytes: bytemuck::cast_slice(elements) }
+    }
+
+    /// A gradient, or another matrix.
     pub fn gradient(name: &'static str, shape: &[usize], buffer: &'a HostBuffer) -> anyhow::Result<Self> {
         let (dtype, bytes) = match buffer {
             HostBuffer::F32(v) => (Dtype::F32, bytemuck::cast_slice(v)),

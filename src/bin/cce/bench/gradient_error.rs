@@ -2,7 +2,7 @@
 
 use crate::common::workload::Workload;
 use cut_cross_entropy::{
-    CceOptions, Cpu, GradientDType, GradientFilter, GradientRequest, Upstream, cce_forward_backward,
+    Backend, CceOptions, GradientDType, GradientFilter, GradientRequest, Host, Upstream, cce_forward_backward,
 };
 use indicatif::ProgressBar;
 
@@ -15,10 +15,12 @@ struct Flat {
     kept_per_row: f64,
 }
 
-fn gradients(workload: &Workload, filter: GradientFilter) -> anyhow::Result<Flat> {
+type HostBackend<'a> = dyn Backend<Memory = Host> + 'a;
+
+fn gradients(backend: &HostBackend<'_>, workload: &Workload, filter: GradientFilter) -> anyhow::Result<Flat> {
     let gradients = GradientRequest { dtype: GradientDType::F32, ..GradientRequest::default() };
-    let options = CceOptions { filter, gradients, ..CceOptions::default() };
-    let (_, result) = cce_forward_backward(&Cpu, &workload.inputs(), &options, &Upstream::default())?;
+    let options = CceOptions { filter, gradients, softcap: workload.softcap, ..CceOptions::default() };
+    let (_, result) = cce_forward_backward(backend, &workload.inputs(), &options, &Upstream::default())?;
     let flat = |g: Option<cut_cross_entropy::HostBuffer>| match g {
         Some(cut_cross_entropy::HostBuffer::F32(values)) => values,
         _ => Vec::new(),
@@ -73,10 +75,10 @@ impl<'a> Errors<'a> {
 }
 
 /// Prints the table for one workload.
-pub fn print(workload: &Workload, seeds: u64, progress: &ProgressBar) -> anyhow::Result<()> {
+pub fn print(backend: &HostBackend<'_>, workload: &Workload, seeds: u64, progress: &ProgressBar) -> anyhow::Result<()> {
     progress.set_message("gradient error");
     progress.set_length(1 + EPS_EXPONENTS.len() as u64 * (seeds + 1));
-    let exact = gradients(workload, GradientFilter::Exact)?;
+    let exact = gradients(backend, workload, GradientFilter::Exact)?;
     progress.inc(1);
     let mut lines = Vec::new();
     for exponent in EPS_EXPONENTS {
@@ -84,7 +86,7 @@ pub fn print(workload: &Workload, seeds: u64, progress: &ProgressBar) -> anyhow:
         let mut errors = [Errors::new(&exact.d_embeddings), Errors::new(&exact.d_classifier)];
         let mut kept = 0.0;
         for seed in 1..=seeds {
-            let filtered = gradients(workload, GradientFilter::Unbiased { eps, seed })?;
+            let filtered = gradients(backend, workload, GradientFilter::Unbiased { eps, seed })?;
             errors[0].add(&filtered.d_embeddings);
             errors[1].add(&filtered.d_classifier);
             kept += filtered.kept_per_row / seeds as f64;
@@ -97,7 +99,7 @@ pub fn print(workload: &Workload, seeds: u64, progress: &ProgressBar) -> anyhow:
                 format!("unbiased 2^{exponent}")
             ));
         }
-        let biased = gradients(workload, GradientFilter::Threshold { eps })?;
+        let biased = gradients(backend, workload, GradientFilter::Threshold { eps })?;
         progress.inc(1);
         for (gradient, exact, biased_gradient) in
             [("dE", &exact.d_embeddings, &biased.d_embeddings), ("dC", &exact.d_classifier, &biased.d_classifier)]

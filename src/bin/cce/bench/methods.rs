@@ -1,19 +1,17 @@
-//! What is timed: our backend under a filter, and the materialising baseline, behind one step.
+//! What is timed, whatever times it.
 
-use super::timing::{Clock, Seconds};
-use crate::common::baseline::Baseline;
+use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
-use crate::common::workload::Workload;
-use crate::heap;
-use cut_cross_entropy::{
-    CceOptions, Cpu, GradientFilter, GradientSinks, HostBuffer, Sink, Telemetry, Upstream, cce_backward_into,
-    cce_forward,
-};
+use cut_cross_entropy::{CceOptions, GradientFilter, Telemetry};
 
 /// A way to compute the loss and both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
+    /// This library.
     Ours(GradientFilter),
+    /// This library's forward without capture: the loss alone.
+    Evaluation,
+    /// Logits in memory.
     Baseline,
 }
 
@@ -28,21 +26,29 @@ impl Method {
             Method::Ours(GradientFilter::Exact) => "exact".into(),
             Method::Ours(GradientFilter::Unbiased { eps, .. }) => format!("unbiased {}", power(*eps)),
             Method::Ours(GradientFilter::Threshold { eps }) => format!("threshold {}", power(*eps)),
+            Method::Evaluation => "evaluation".into(),
             Method::Baseline => "materialising".into(),
         }
     }
-}
 
-/// Buffers that all methods share: outputs, and the baseline's own. Warm after the first step, so that no timing
-/// contains the system's page faults.
-pub struct Bench<'a> {
-    pub workload: &'a Workload,
-    pub baseline: Baseline,
-    pub d_embeddings: HostBuffer,
-    pub d_classifier: HostBuffer,
+    /// Whether it has a backward.
+    pub fn has_backward(&self) -> bool {
+        *self != Method::Evaluation
+    }
+
+    /// What the gradients are of.
+    pub fn filter(&self) -> GradientFilter {
+        if let Method::Ours(filter) = self { *filter } else { GradientFilter::Exact }
+    }
+
+    /// As the library takes it.
+    pub fn options(&self, softcap: Option<f32>) -> CceOptions {
+        CceOptions { filter: self.filter(), softcap, capture: self.has_backward(), ..CceOptions::default() }
+    }
 }
 
 /// One forward and backward.
+#[derive(Debug, Clone, Copy)]
 pub struct Step {
     pub forward: Seconds,
     pub backward: Seconds,
@@ -50,83 +56,32 @@ pub struct Step {
     pub peak_bytes: usize,
     pub telemetry: Telemetry,
     pub loss: f32,
-    nll: Vec<f32>,
-    lse: Vec<f32>,
 }
 
-impl Bench<'_> {
+/// A machine with the tensors of one workload. All methods share its output buffers.
+pub trait Runner {
     /// Runs the method once.
-    pub fn step(&mut self, method: Method) -> anyhow::Result<Step> {
-        match method {
-            Method::Ours(filter) => self.ours(filter),
-            Method::Baseline => Ok(self.materialising()),
-        }
-    }
-
-    fn ours(&mut self, filter: GradientFilter) -> anyhow::Result<Step> {
-        let inputs = self.workload.inputs();
-        let options = CceOptions { filter, ..CceOptions::default() };
-        let sinks = GradientSinks {
-            embeddings: Sink::Overwrite(self.d_embeddings.as_mut()),
-            classifier: Sink::Overwrite(self.d_classifier.as_mut()),
-            bias: Sink::Skip,
-        };
-        let (step, peak_bytes, _) = heap::measure(|| {
-            let clock = Clock::start();
-            let forward = cce_forward(&Cpu, &inputs, &options)?;
-            let forward_time = clock.stop();
-            let clock = Clock::start();
-            let telemetry = cce_backward_into(&Cpu, &inputs, &forward, &Upstream::default(), sinks)?;
-            let backward = clock.stop();
-            let cut_cross_entropy::Forward { loss, nll, lse, .. } = forward;
-            anyhow::Ok(Step { forward: forward_time, backward, peak_bytes: 0, telemetry, loss, nll, lse })
-        });
-        let outputs = 4 * size_of::<f32>() * self.workload.shape.tokens; // losses, nll, lse, target_logit
-        Ok(Step { peak_bytes: peak_bytes.saturating_sub(outputs), ..step? })
-    }
-
-    fn materialising(&mut self) -> Step {
-        let (baseline, workload) = (&mut self.baseline, self.workload);
-        let held_before = baseline.buffer_bytes();
-        let ((forward, backward, loss), grown, _) = heap::measure(|| {
-            let clock = Clock::start();
-            let loss = baseline.forward(workload);
-            let forward = clock.stop();
-            let clock = Clock::start();
-            baseline.backward(workload, &mut self.d_embeddings, &mut self.d_classifier);
-            (forward, clock.stop(), loss)
-        });
-        Step {
-            forward,
-            backward,
-            peak_bytes: held_before + grown,
-            telemetry: Telemetry::default(),
-            loss,
-            nll: baseline.nll.clone(),
-            lse: baseline.lse.clone(),
-        }
-    }
-
-    /// What a step left, for the slice oracle.
-    pub fn outcome<'a>(&'a self, method: Method, step: &'a Step) -> Outcome<'a> {
-        Outcome {
-            loss: step.loss,
-            nll: &step.nll,
-            lse: &step.lse,
-            d_embeddings: &self.d_embeddings,
-            d_classifier: &self.d_classifier,
-            filter: match method {
-                Method::Ours(filter) => filter,
-                Method::Baseline => GradientFilter::Exact,
-            },
-            exact_rows: step.telemetry.exact_rows,
-        }
-    }
+    fn step(&mut self, method: Method) -> anyhow::Result<Step>;
 
     /// The floor: one plain matmul of the size of the logits.
-    pub fn matmul(&mut self) -> Seconds {
-        let clock = Clock::start();
-        self.baseline.multiply_only(self.workload);
-        clock.stop()
+    fn matmul(&mut self) -> anyhow::Result<Seconds>;
+
+    /// The same with f32 inputs rounded to TF32, where the machine has that; for information.
+    fn tf32_matmul(&mut self) -> anyhow::Result<Option<Seconds>> {
+        Ok(None)
+    }
+
+    /// Makes outputs that are not written show as NaN.
+    fn poison(&mut self) -> anyhow::Result<()>;
+
+    /// What the last step left, for the slice oracle.
+    fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>>;
+
+    /// Workspace by the backend's plan.
+    fn planned_bytes(&self, method: Method) -> anyhow::Result<Option<usize>>;
+
+    /// Why the machine cannot run the method at this shape.
+    fn obstacle(&self, _: Method) -> Option<String> {
+        None
     }
 }

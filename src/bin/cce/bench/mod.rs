@@ -1,49 +1,62 @@
 //! `cce bench`: how long and how much memory, as multiples of one plain matmul, against the materialising baseline.
 
 mod chart;
+mod cpu;
+#[cfg(feature = "cublas")]
+mod cuda;
 mod gradient_error;
+mod machine;
 mod methods;
 mod report;
 mod timing;
+mod workloads;
 
-use crate::args::{DTypeArg, parse_eps};
-use crate::common::baseline::Baseline;
-use crate::common::shapes;
+use crate::args::{BackendArg, DTypeArg, parse_eps};
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
-use crate::system_memory;
-use crate::tensors::TensorFile;
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use cut_cross_entropy::memory::Buffer;
-use cut_cross_entropy::{CceOptions, DType, GradientFilter, HostBuffer, Inputs, Matrix, Problem, Shape};
+use cut_cross_entropy::{GradientFilter, Telemetry};
 use indicatif::{ProgressBar, ProgressStyle};
-use methods::{Bench, Method};
+use machine::Machine;
+use methods::{Method, Runner};
 use report::{MethodReport, ShapeReport};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use timing::{Pair, Seconds};
+pub use workloads::GenerateArgs;
 
 /// Time and memory of forward and backward, against the materialising baseline.
 ///
 /// Times are multiples of T, one plain matmul of the size of the logits, run right before and right after each
-/// measured step. Results are verified against f64 on a slice first; what is wrong is not timed.
+/// measured step. Results are verified against f64 on a slice first; what is wrong is not timed. On a GPU, T and the
+/// baseline are cuBLAS, times are those of events, and the L2 cache is flushed before each.
 #[derive(Args)]
 pub struct BenchArgs {
-    /// Named shapes (`cce info` lists them), separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "figure_64k,figure_qwen")]
+    /// What computes: `cpu` or `cuda`.
+    #[arg(long, value_enum, default_value_t = BackendArg::Cpu)]
+    backend: BackendArg,
+    /// Named shapes (`cce info` lists them), separated by commas. By default figure_64k,figure_qwen on the processor and
+    /// gemma2_2b,llama3_8b,qwen2_5_0_5b,qwen2_5_7b on a GPU.
+    #[arg(long, value_delimiter = ',')]
     shape: Vec<String>,
-    /// Tokens N, in place of the shape's.
-    #[arg(long)]
-    tokens: Option<usize>,
+    /// Tokens N, in place of the shape's; several are separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    tokens: Vec<usize>,
     /// Vocabulary V, in place of the shape's.
     #[arg(long)]
     vocab: Option<usize>,
     /// Hidden size D, in place of the shape's.
     #[arg(long)]
     hidden: Option<usize>,
-    /// Element types of embeddings and classifier, separated by commas.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "f32,bf16")]
+    /// Element types of embeddings and classifier, separated by commas. By default f32,bf16 on the processor and bf16 on a
+    /// GPU.
+    #[arg(long, value_enum, value_delimiter = ',')]
     dtype: Vec<DTypeArg>,
+    /// Softcaps of the logits, separated by commas; 0: none.
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    softcap: Vec<f32>,
     /// What to time, separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "unbiased,exact,baseline")]
     methods: Vec<MethodArg>,
@@ -65,6 +78,10 @@ pub struct BenchArgs {
     /// Seeds of the unbiased filter for `--gradient-error`.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
     seeds: u64,
+    /// Print `ready` after verifying and `done` after each round, and wait for a line of standard input before each round:
+    /// for scripts that alternate between programs.
+    #[arg(long)]
+    paced: bool,
     /// Write all numbers to this file.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -82,7 +99,9 @@ enum MethodArg {
     Exact,
     /// Sparse gradients without the probabilities below eps.
     Threshold,
-    /// Logits in memory: a matmul, a softmax in place, two matmuls.
+    /// The forward alone, without capture: as for a validation loss.
+    Evaluation,
+    /// Logits in memory: a matmul, a softmax, two matmuls.
     Baseline,
 }
 
@@ -92,6 +111,7 @@ impl MethodArg {
             MethodArg::Unbiased => Method::Ours(GradientFilter::Unbiased { eps, seed: 0 }),
             MethodArg::Exact => Method::Ours(GradientFilter::Exact),
             MethodArg::Threshold => Method::Ours(GradientFilter::Threshold { eps }),
+            MethodArg::Evaluation => Method::Evaluation,
             MethodArg::Baseline => Method::Baseline,
         }
     }
@@ -99,38 +119,40 @@ impl MethodArg {
 
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    println!("{} threads; cce {}", rayon::current_num_threads(), env!("CARGO_PKG_VERSION"));
+    let machine = Machine::open(args.backend)?;
+    let revision = option_env!("CCE_REVISION").unwrap_or("unknown");
+    println!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"));
     let methods: Vec<Method> = args.methods.iter().map(|m| m.method(args.eps)).collect();
     let progress = progress_bar();
     let mut reports = Vec::new();
     if let Some(path) = &args.input {
-        progress.set_message(format!("reading {}", path.display()));
-        let (workload, dtype) = from_file(path)?;
         let name = path.file_stem().map_or("input".into(), |stem| stem.to_string_lossy().replace(',', "_"));
-        reports.extend(bench(&name, &workload, dtype, &methods, args, &progress)?);
+        for &softcap in &args.softcap {
+            progress.set_message(format!("reading {}", path.display()));
+            let workload = workloads::from_file(&machine, path, softcap)?;
+            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress)?);
+        }
     }
-    for name in args.shape.iter().filter(|_| args.input.is_none()) {
-        let named = shapes::find(name).with_context(|| format!("no shape is named `{name}`; `cce info` lists them"))?;
-        let asked = Shape {
-            tokens: args.tokens.unwrap_or(named.shape.tokens),
-            hidden: args.hidden.unwrap_or(named.shape.hidden),
-            vocab: args.vocab.unwrap_or(named.shape.vocab),
-        };
-        ensure!(asked.tokens > 0 && asked.hidden > 0 && asked.vocab > 0, "a benchmark needs sizes above 0: {asked}");
-        for &dtype in &args.dtype {
-            let dtype = DType::from(dtype);
-            let shape = fitted(asked, dtype)?;
-            if shape != asked {
-                println!("{name}: {asked} does not fit half of the free memory; scaled to {shape}");
+    let none: [String; 0] = [];
+    let named = if args.input.is_some() { none.to_vec() } else { machine.shapes(&args.shape) };
+    for name in &named {
+        for asked in workloads::shapes(name, &args.tokens, args.vocab, args.hidden)? {
+            for dtype in machine.dtypes(&args.dtype) {
+                let shape = machine.fitted(asked, dtype)?;
+                if shape != asked {
+                    println!("{name}: {asked} does not fit half of the free memory; scaled to {shape}");
+                }
+                for &softcap in &args.softcap {
+                    progress.set_message(format!("generating {shape} {dtype}"));
+                    let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed)?;
+                    reports.extend(bench(name, &machine, &workload, &methods, args, &progress)?);
+                }
             }
-            progress.set_message(format!("generating {shape} {dtype}"));
-            let workload = Workload::generate(shape, dtype, args.seed);
-            reports.extend(bench(name, &workload, dtype, &methods, args, &progress)?);
         }
     }
     progress.finish_and_clear();
     if let Some(path) = &args.csv {
-        report::write_csv(path, &reports)?;
+        report::write_csv(path, &reports, &machine, revision)?;
     }
     if let Some(path) = &args.chart {
         chart::write(path, &reports)?;
@@ -138,66 +160,39 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tensors of a trained model, without the tokens that have no target.
-fn from_file(path: &Path) -> anyhow::Result<(Workload, DType)> {
-    let mut file = TensorFile::open(path)?;
-    let (embeddings, classifier) = (file.require("embeddings")?, file.require("classifier")?);
-    let targets = file.require("targets")?.to_indices()?;
-    let [tokens, hidden] = embeddings.matrix("embeddings")?;
-    let [vocab, _] = classifier.matrix("classifier")?;
-    let dtype = embeddings.slice().dtype();
-    let inputs: Inputs<'_> = Inputs::new(
-        Matrix::new(embeddings.slice(), tokens, hidden),
-        Matrix::new(classifier.slice(), vocab, hidden),
-        &targets,
-    );
-    Problem::new(&inputs, &CceOptions::default())?;
-    let kept: Vec<usize> = (0..tokens).filter(|&i| targets[i] >= 0).collect();
-    ensure!(!kept.is_empty() && vocab > 0 && hidden > 0, "a benchmark needs tokens with targets, classes and columns");
-    let embeddings = rows(embeddings.into_buffer("embeddings")?, hidden, &kept);
-    let targets = kept.iter().map(|&i| targets[i]).collect();
-    let shape = Shape { tokens: kept.len(), hidden, vocab };
-    Ok((Workload::from_parts(shape, embeddings, classifier.into_buffer("classifier")?, targets), dtype))
-}
-
-fn rows(matrix: HostBuffer, columns: usize, kept: &[usize]) -> HostBuffer {
-    fn pick<T: Copy>(matrix: &[T], columns: usize, kept: &[usize]) -> Vec<T> {
-        kept.iter().flat_map(|&i| &matrix[i * columns..][..columns]).copied().collect()
-    }
-    match matrix {
-        HostBuffer::F32(m) => HostBuffer::F32(pick(&m, columns, kept)),
-        HostBuffer::F16(m) => HostBuffer::F16(pick(&m, columns, kept)),
-        HostBuffer::BF16(m) => HostBuffer::BF16(pick(&m, columns, kept)),
-        other => other,
-    }
-}
-
 /// Verifies, then times all methods on one workload.
 fn bench(
     name: &str,
+    machine: &Machine,
     workload: &Workload,
-    dtype: DType,
     methods: &[Method],
     args: &BenchArgs,
     progress: &ProgressBar,
 ) -> anyhow::Result<Option<ShapeReport>> {
-    let shape = workload.shape;
-    progress.suspend(|| println!("\n{name}: {shape} {dtype}\n{}", workload.survey.describe(shape.vocab)));
-    let mut bench = Bench {
-        workload,
-        baseline: Baseline::default(),
-        d_embeddings: HostBuffer::zeros("d_embeddings", dtype, shape.tokens * shape.hidden)?,
-        d_classifier: HostBuffer::zeros("d_classifier", dtype, shape.vocab * shape.hidden)?,
-    };
+    let (shape, dtype) = (workload.shape, workload.embeddings.as_slice().dtype());
+    let cap = workload.softcap.map_or(String::new(), |cap| format!(", softcap {cap}"));
+    let survey = workload.survey.describe(shape.vocab);
+    progress.suspend(|| println!("\n{name}: {shape} {dtype}{cap}\n{survey}"));
+    let mut runner = machine.runner(workload)?;
+    let runner = &mut *runner;
+    let mut possible = Vec::new();
+    for &method in methods {
+        match runner.obstacle(method) {
+            Some(obstacle) => progress.suspend(|| println!("skipped {}: {obstacle}", method.name())),
+            None => possible.push(method),
+        }
+    }
     progress.set_message(format!("{name} {dtype}: verifying"));
-    let mut reports = verify(&mut bench, methods, progress)?;
+    let mut reports = verify(runner, workload, &possible, progress)?;
     if args.gradient_error {
-        gradient_error::print(workload, args.seeds, progress)?;
+        gradient_error::print(machine.backend().open()?.host(), workload, args.seeds, progress)?;
     }
     if args.rounds == 0 {
         return Ok(None);
     }
-    let measured = measure(&mut bench, methods, args.rounds, &mut reports, progress, &format!("{name} {dtype}"))?;
+    let measured = measure(runner, &possible, args, &mut reports, progress, &format!("{name} {dtype}"))?;
+    let tf32 = runner.tf32_matmul()?.map(|first| [Ok(Some(first)), runner.tf32_matmul(), runner.tf32_matmul()]);
+    let tf32: Vec<f64> = tf32.into_iter().flatten().filter_map(|t| Some(t.ok()??.wall * 1e3)).collect();
     let shortest = measured.matmul.iter().map(|t| t.wall).fold(f64::INFINITY, f64::min);
     for (report, rounds) in reports.iter_mut().zip(&measured.rounds) {
         let phase = |time: fn(&Round) -> Seconds| {
@@ -212,7 +207,10 @@ fn bench(
         name: name.into(),
         shape,
         dtype,
+        softcap: workload.softcap,
         matmul_ms: measured.matmul.iter().map(|t| t.wall * 1e3).collect(),
+        tf32_matmul_ms: tf32,
+        state: machine.state(),
         methods: reports,
     };
     progress.suspend(|| report::print_table(&report));
@@ -220,47 +218,49 @@ fn bench(
 }
 
 /// Runs each method once and checks it; also warms every buffer.
-fn verify(bench: &mut Bench<'_>, methods: &[Method], progress: &ProgressBar) -> anyhow::Result<Vec<MethodReport>> {
-    let oracle = SliceOracle::new(bench.workload);
+fn verify(
+    runner: &mut dyn Runner,
+    workload: &Workload,
+    methods: &[Method],
+    progress: &ProgressBar,
+) -> anyhow::Result<Vec<MethodReport>> {
+    let oracle = SliceOracle::new(workload);
     let nothing = timing::summarize(&[], f64::NAN);
     let mut reports = Vec::new();
     for &method in methods {
-        poison(&mut bench.d_embeddings);
-        poison(&mut bench.d_classifier);
-        let step = bench.step(method)?;
-        let agreement = match oracle.check(&bench.outcome(method, &step)) {
+        runner.poison()?;
+        let step = runner.step(method)?;
+        let agreement = match oracle.check(&runner.outcome(method)?) {
             Ok(agreement) => agreement,
             Err(wrong) => bail!("{} disagrees with the f64 slice, so it is not timed: {wrong}", method.name()),
         };
+        let planned_bytes = runner.planned_bytes(method)?;
         let Agreement { loss, per_token, d_embeddings, d_classifier } = agreement;
+        let Telemetry { rows, exact_rows, .. } = step.telemetry;
         progress.suspend(|| {
-            println!(
-                "verified {:<18} error/tolerance: loss {loss:.3}, per token {per_token:.3}, dE {d_embeddings:.3}, dC \
-                 {d_classifier:.3}",
-                method.name()
-            );
+            print!("verified {:<18} error/tolerance: loss {loss:.3}, per token {per_token:.3}", method.name());
+            if method.has_backward() {
+                print!(", dE {d_embeddings:.3}, dC {d_classifier:.3}");
+            }
+            if exact_rows > 0 && exact_rows < rows {
+                print!("; {exact_rows} of {rows} rows took the exact path");
+            }
+            planned_bytes.iter().for_each(|&bytes| print!("; planned workspace {:.1} MiB", report::mib(bytes)));
+            println!();
         });
         reports.push(MethodReport {
             name: method.name(),
+            has_backward: method.has_backward(),
             forward: nothing,
             backward: nothing,
             both: nothing,
             peak_bytes: step.peak_bytes,
+            planned_bytes,
             telemetry: step.telemetry,
             loss: step.loss,
         });
     }
     Ok(reports)
-}
-
-/// What is not written shows as NaN.
-fn poison(buffer: &mut HostBuffer) {
-    match buffer {
-        HostBuffer::F32(b) => b.fill(f32::NAN),
-        HostBuffer::F16(b) => b.fill(half::f16::NAN),
-        HostBuffer::BF16(b) => b.fill(half::bf16::NAN),
-        _ => {}
-    }
 }
 
 struct Measured {
@@ -277,51 +277,50 @@ struct Round {
     matmul: [Seconds; 2],
 }
 
-/// T A T B T C T, `rounds` times.
+/// T A T B T C T, in rounds.
 fn measure(
-    bench: &mut Bench<'_>,
+    runner: &mut dyn Runner,
     methods: &[Method],
-    rounds: usize,
+    args: &BenchArgs,
     reports: &mut [MethodReport],
     progress: &ProgressBar,
     name: &str,
 ) -> anyhow::Result<Measured> {
     progress.set_message(format!("{name}: timing"));
     progress.set_position(0);
-    progress.set_length((rounds * methods.len()) as u64);
-    bench.matmul();
-    let mut measured = Measured { matmul: vec![bench.matmul()], rounds: vec![Vec::new(); methods.len()] };
-    for _ in 0..rounds {
+    progress.set_length((args.rounds * methods.len()) as u64);
+    runner.matmul()?;
+    let mut measured = Measured { matmul: vec![runner.matmul()?], rounds: vec![Vec::new(); methods.len()] };
+    pace(args, "ready")?;
+    for _ in 0..args.rounds {
+        wait(args)?;
         for ((&method, rounds), report) in methods.iter().zip(&mut measured.rounds).zip(&mut *reports) {
             let before = measured.matmul[measured.matmul.len() - 1];
-            let step = bench.step(method)?;
-            let after = bench.matmul();
+            let step = runner.step(method)?;
+            let after = runner.matmul()?;
             measured.matmul.push(after);
             rounds.push(Round { forward: step.forward, backward: step.backward, matmul: [before, after] });
             report.peak_bytes = report.peak_bytes.max(step.peak_bytes);
             progress.inc(1);
         }
+        pace(args, "done")?;
     }
     Ok(measured)
 }
 
-/// The shape with as many tokens as half of the free memory has room for.
-fn fitted(asked: Shape, dtype: DType) -> anyhow::Result<Shape> {
-    let Some(available) = system_memory::available_bytes() else { return Ok(asked) };
-    let budget = available as f64 / 2.0;
-    let widened = if dtype == DType::F32 { 0 } else { 4 };
-    let row = asked.hidden as f64 * (2 * dtype.size_in_bytes() + 2 * widened) as f64; // input, gradient, two copies
-    let fixed = asked.vocab as f64 * row;
-    let per_token = 4.0 * asked.vocab as f64 + row + 8.0 * asked.hidden as f64;
-    let most = ((budget - fixed) / per_token).max(0.0) as usize;
-    let rounded = if most >= 256 { most / 256 * 256 } else { most };
-    ensure!(
-        rounded > 0,
-        "{asked} in {dtype} needs {:.1} GiB for the classifier alone; half of the free memory is {:.1} GiB",
-        fixed / (1 << 30) as f64,
-        budget / (1 << 30) as f64
-    );
-    Ok(Shape { tokens: asked.tokens.min(rounded), ..asked })
+fn pace(args: &BenchArgs, word: &str) -> anyhow::Result<()> {
+    if args.paced {
+        println!("{word}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn wait(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.paced {
+        ensure!(std::io::stdin().read_line(&mut String::new())? > 0, "standard input ended before the rounds did");
+    }
+    Ok(())
 }
 
 /// Hidden where standard error is no terminal.

@@ -1,5 +1,6 @@
 //! The benchmark's table and its CSV file.
 
+use super::machine::Machine;
 use super::timing::{Summary, median};
 use anyhow::Context;
 use cut_cross_entropy::{DType, Shape, Telemetry};
@@ -11,24 +12,35 @@ pub struct ShapeReport {
     pub name: String,
     pub shape: Shape,
     pub dtype: DType,
+    pub softcap: Option<f32>,
     pub matmul_ms: Vec<f64>,
+    /// With f32 inputs rounded to TF32; empty where that is not measured.
+    pub tf32_matmul_ms: Vec<f64>,
+    /// Driver and clocks right after the rounds, where there are some.
+    pub state: String,
     pub methods: Vec<MethodReport>,
 }
 
 /// Everything measured of one method.
 pub struct MethodReport {
     pub name: String,
+    pub has_backward: bool,
     pub forward: Summary,
     pub backward: Summary,
     pub both: Summary,
     pub peak_bytes: usize,
+    /// Workspace by the backend's plan, where the method has one.
+    pub planned_bytes: Option<usize>,
     pub telemetry: Telemetry,
     pub loss: f32,
 }
 
 impl MethodReport {
-    pub fn phases(&self) -> [(&'static str, Summary); 3] {
-        [("forward", self.forward), ("backward", self.backward), ("both", self.both)]
+    pub fn phases(&self) -> Vec<(&'static str, Summary)> {
+        match self.has_backward {
+            true => vec![("forward", self.forward), ("backward", self.backward), ("both", self.both)],
+            false => vec![("forward", self.forward)],
+        }
     }
 }
 
@@ -39,7 +51,8 @@ impl ShapeReport {
 
     /// `name dtype`, for headings.
     pub fn title(&self) -> String {
-        format!("{} {}", self.name, self.dtype)
+        let cap = self.softcap.map_or(String::new(), |cap| format!(" cap {cap}"));
+        format!("{} {}{cap}", self.name, self.dtype)
     }
 }
 
@@ -53,10 +66,16 @@ pub fn print_table(report: &ShapeReport) {
     let flops = 2.0 * report.shape.tokens as f64 * report.shape.vocab as f64 * report.shape.hidden as f64;
     let (typical, shortest) = (median(report.matmul_ms.clone()), report.matmul_min_ms());
     println!(
-        "T = one plain matmul: median {typical:.1} ms, shortest {shortest:.1} ms ({:.0} GFLOP/s), {} runs",
+        "T = one plain matmul: median {typical:.3} ms, shortest {shortest:.3} ms ({:.0} GFLOP/s), {} runs",
         flops / shortest * 1e-6,
         report.matmul_ms.len(),
     );
+    if !report.tf32_matmul_ms.is_empty() {
+        println!("for information, with TF32: median {:.3} ms", median(report.tf32_matmul_ms.clone()));
+    }
+    if !report.state.is_empty() {
+        println!("after the rounds: {}", report.state);
+    }
     println!(
         "{:<18}{:<10}{:>9}{:>9}{:>9}{:>12}{:>12}{:>13}{:>11}{:>10}",
         "method", "phase", "median/T", "min/T", "cpu/T", "median ms", "min ms", "tokens/s", "peak MiB", "kept/row"
@@ -64,12 +83,12 @@ pub fn print_table(report: &ShapeReport) {
     for method in &report.methods {
         for (phase, summary) in method.phases() {
             let cpu = summary.cpu_ratio.map_or("-".into(), |r| format!("{r:.3}"));
-            let (peak, kept) = match phase {
-                "both" => (format!("{:.1}", mib(method.peak_bytes)), kept(method)),
-                _ => (String::new(), String::new()),
+            let (peak, kept) = match phase == "both" || !method.has_backward {
+                true => (format!("{:.1}", mib(method.peak_bytes)), kept(method)),
+                false => (String::new(), String::new()),
             };
             println!(
-                "{:<18}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.1}{:>12.1}{:>13.0}{peak:>11}{kept:>10}",
+                "{:<18}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.3}{:>12.3}{:>13.0}{peak:>11}{kept:>10}",
                 if phase == "forward" { &method.name } else { "" },
                 summary.median_ratio,
                 summary.min_ratio,
@@ -90,23 +109,28 @@ fn kept(method: &MethodReport) -> String {
 }
 
 /// One line for each method and phase.
-pub fn write_csv(path: &Path, reports: &[ShapeReport]) -> anyhow::Result<()> {
+pub fn write_csv(path: &Path, reports: &[ShapeReport], machine: &Machine, revision: &str) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
         writeln!(
             file,
             "shape,tokens,vocab,hidden,dtype,method,phase,median_ratio,min_ratio,cpu_ratio,median_ms,min_ms,\
-             matmul_median_ms,matmul_min_ms,rounds_matmul,peak_bytes,kept_per_row,kept_mass,loss,threads"
+             matmul_median_ms,matmul_min_ms,rounds_matmul,peak_bytes,kept_per_row,kept_mass,loss,threads,\
+             softcap,planned_bytes,device,state,tf32_matmul_ms,revision"
         )?;
         for report in reports {
             let Shape { tokens, hidden, vocab } = report.shape;
             for method in &report.methods {
                 for (phase, s) in method.phases() {
                     let cpu = s.cpu_ratio.map_or(String::new(), |r| format!("{r:.4}"));
+                    let tf32 = match report.tf32_matmul_ms.is_empty() {
+                        true => String::new(),
+                        false => format!("{:.3}", median(report.tf32_matmul_ms.clone())),
+                    };
                     writeln!(
                         file,
-                        "{},{tokens},{vocab},{hidden},{},{},{phase},{:.4},{:.4},{cpu},{:.3},{:.3},{:.3},{:.3},{},{},\
-                         {:.2},{:.6},{:.6},{}",
+                        "{},{tokens},{vocab},{hidden},{},{},{phase},{:.4},{:.4},{cpu},{:.4},{:.4},{:.4},{:.4},{},{},\
+                         {:.2},{:.6},{:.6},{},{},{},{},{},{tf32},{revision}",
                         report.name,
                         report.dtype,
                         method.name,
@@ -122,6 +146,10 @@ pub fn write_csv(path: &Path, reports: &[ShapeReport]) -> anyhow::Result<()> {
                         method.telemetry.kept_mass,
                         method.loss,
                         rayon::current_num_threads(),
+                        report.softcap.unwrap_or(0.0),
+                        method.planned_bytes.map_or(String::new(), |bytes| bytes.to_string()),
+                        machine.name(),
+                        report.state.replace(',', " "),
                     )?;
                 }
             }

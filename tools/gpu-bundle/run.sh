@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Proves the CUDA backend on this machine's GPU, then times it. Writes a folder record-<date>.
+#
+#   ./run.sh                       parity, compute-sanitizer, bench
+#   ./run.sh parity sanitizer      these steps alone
+#   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
+#
+#   PARITY_FILTER=word             only the parity tests whose names have it
+#   BENCH_SHAPES, BENCH_ARGS       other shapes; more arguments for `cce bench`
+set -uo pipefail
+cd "$(dirname "$0")"
+here=$PWD
+export REQUIRE_CUDA=1
+
+emulated=no
+steps=()
+for argument in "$@"; do
+    case $argument in
+        --emulated) emulated=yes ;;
+        parity | sanitizer | bench) steps+=("$argument") ;;
+        *) echo "unknown argument $argument" >&2; exit 2 ;;
+    esac
+done
+[ ${#steps[@]} -eq 0 ] && steps=(parity sanitizer bench)
+
+if [ $emulated = yes ]; then
+    [ -d emulated ] || { echo "this bundle has no emulated driver" >&2; exit 2; }
+    export LD_LIBRARY_PATH=$here/emulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+else
+    # cuBLAS: of the toolkit, or of Python's packages, where the loader does not find it by itself.
+    for folder in /usr/local/cuda/lib64 $(python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null |
+        tr ' ' '\n' | sed 's,$,/cu13/lib,p;s,/cu13/lib$,/cublas/lib,'); do
+        if compgen -G "$folder/libcublas.so*" >/dev/null; then
+            export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
+        fi
+    done
+fi
+
+record=$here/record-$(date -u +%Y-%m-%d-%H%M%S)
+mkdir "$record"
+failed=()
+
+describe() {
+    cat MANIFEST
+    date -u
+    if [ $emulated = yes ]; then
+        echo "emulated driver: nothing here is a measurement"
+    elif command -v nvidia-smi >/dev/null; then
+        nvidia-smi --format=csv --query-gpu=name,driver_version,vbios_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,ecc.mode.current,mig.mode.current
+        nvidia-smi -q -d CLOCK,PERFORMANCE
+    else
+        echo "nvidia-smi is not installed: driver and clocks unknown"
+    fi
+    uname -a
+    grep -m 1 'model name' /proc/cpuinfo
+    ./bin/cce info --shape gemma2_2b
+}
+describe >"$record/machine.txt" 2>&1
+head -n 4 "$record/machine.txt"
+
+# Runs a command, shows and keeps what it prints, and remembers whether it failed.
+step() {
+    local name=$1
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    "$@" </dev/null 2>&1 | tee "$record/$name.txt"
+    local status=${PIPESTATUS[0]}
+    [ "$status" -eq 0 ] || failed+=("$name (exit status $status)")
+    return "$status"
+}
+
+parity() {
+    # Cases share one device: one at a time.
+    step parity ./bin/cuda_device --test-threads=1 ${PARITY_FILTER:+"$PARITY_FILTER"}
+}
+
+sanitizer() {
+    local tool cases name status
+    if [ $emulated = yes ]; then
+        echo "skipped compute-sanitizer: the emulated driver has a checker of its own, which these steps ran under"
+        return
+    fi
+    if ! command -v compute-sanitizer >/dev/null; then
+        for tool in /usr/local/cuda/bin /opt/cuda/bin; do
+            [ -x $tool/compute-sanitizer ] && PATH=$tool:$PATH
+        done
+    fi
+    if ! command -v compute-sanitizer >/dev/null; then
+        echo "skipped compute-sanitizer: it is not installed (it comes with the CUDA toolkit)" | tee "$record/sanitizer.txt"
+        return
+    fi
+    # Ragged and even shapes, one tile and several, every type of element and every filter; then the options of the loss.
+    for tool in memcheck racecheck initcheck synccheck; do
+        for cases in "N=67 V=1000" "N=64 V=256" "N=300 V=515" softcap smoothing; do
+            name=sanitizer-$tool-${cases// /-}
+            step "$name" compute-sanitizer --tool "$tool" --error-exitcode 9 ./bin/cce verify --only "$cases" >/dev/null
+            status=$?
+            if [ $status -eq 0 ] && ! grep -q '^ok *cuda' "$record/$name.txt"; then
+                failed+=("$name (nothing ran on the GPU)")
+                status=1
+            fi
+            echo "$tool, $cases: $([ $status -eq 0 ] && echo clean || echo "FAILED, see $record/$name.txt")"
+        done
+    done
+}
+
+bench() {
+    local common=(bench --backend cuda --methods unbiased,threshold,exact,evaluation,baseline)
+    if [ $emulated = yes ]; then
+        step bench-emulated ./bin/cce "${common[@]}" --shape gpt2 --tokens 48 --vocab 700 --hidden 40 --dtype f32,bf16,f16 \
+            --softcap 0,30 --rounds 1 --csv "$record/emulated.csv" ${BENCH_ARGS:-}
+        return
+    fi
+    # Clocks all along: a GPU that slows down while it is measured shows here.
+    local watcher=
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi -i 0 -l 1 --format=csv --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active \
+            >"$record/clocks.csv" &
+        watcher=$!
+    fi
+    # shellcheck disable=SC2086
+    if [ -n "${BENCH_SHAPES:-}" ]; then
+        step bench ./bin/cce "${common[@]}" --shape "$BENCH_SHAPES" --csv "$record/bench.csv" --chart "$record/bench.svg" ${BENCH_ARGS:-}
+    else
+        step bench-gemma2 ./bin/cce "${common[@]}" --shape gemma2_2b --softcap 0,30 --rounds 10 \
+            --csv "$record/gemma2.csv" --chart "$record/gemma2.svg" ${BENCH_ARGS:-}
+        step bench-others ./bin/cce "${common[@]}" --shape llama3_8b,qwen2_5_0_5b,qwen2_5_7b --rounds 10 \
+            --csv "$record/others.csv" --chart "$record/others.svg" ${BENCH_ARGS:-}
+        step bench-tokens ./bin/cce "${common[@]}" --shape llama3_8b --tokens 1024,2048,4096,8192,16384 --rounds 10 \
+            --csv "$record/tokens.csv" --chart "$record/tokens.svg" ${BENCH_ARGS:-}
+        step bench-types ./bin/cce "${common[@]}" --shape qwen2_5_0_5b --dtype f32,f16 --rounds 5 \
+            --csv "$record/types.csv" ${BENCH_ARGS:-}
+        step bench-gradient-error ./bin/cce "${common[@]}" --shape gpt2 --tokens 2048 --dtype f32 --rounds 0 --gradient-error ${BENCH_ARGS:-}
+    fi
+    [ -n "$watcher" ] && kill "$watcher" 2>/dev/null
+}
+
+for name in "${steps[@]}"; do
+    # What is wrong is not timed.
+    if [ "$name" = bench ] && [ ${#failed[@]} -gt 0 ]; then
+        echo "no bench after failures"
+        break
+    fi
+    "$name"
+done
+
+echo
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'FAILED: %s\n' "${failed[@]}" | tee "$record/FAILED"
+    exit 1
+fi
+echo "all passed; record in $record"
