@@ -71,8 +71,7 @@ fn main() {
             let expanded = preprocess(&source, &includes);
             let found = find_kernels(&expanded);
             let wrapper = out.join(format!("{tag}-{}.cpp", source.file_stem().unwrap().to_str().unwrap()));
-            let exports: String =
-                found.iter().map(|k| k.export()).collect();
+            let exports: String = found.iter().map(|k| k.export()).collect();
             let text = format!("#include \"{}\"\n#include \"export.hpp\"\n{exports}", source.display());
             write_if_changed(&wrapper, &text);
             units.push(unit(&out, tag, &wrapper, KERNEL, &includes, (expanded, text)));

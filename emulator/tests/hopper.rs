@@ -255,7 +255,10 @@ fn plain_ranges_are_copied_and_added() {
     for schedule in schedules() {
         let [out, sum, bf16, f16] = bulk(&schedule, 0).unwrap();
         assert_eq!((&out, &sum, &f16), (&doubled, &sums, &sums));
-        assert!(bf16.iter().zip(&sums).all(|(got, want)| (got - want).abs() <= want / 64.0), "rounded at each addition");
+        assert!(
+            bf16.iter().zip(&sums).all(|(got, want)| (got - want).abs() <= want / 64.0),
+            "rounded at each addition"
+        );
         for (mode, kinds) in [
             (1, ["[misaligned]", ""]),
             (2, ["[missing fence.proxy.async]", ""]),
