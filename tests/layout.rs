@@ -34,7 +34,7 @@ fn the_oracle_and_the_backends_share_no_code() {
         let oracle = path.ends_with("src/reference.rs");
         for line in code(&text) {
             assert!(!(backend && line.contains("reference::")), "{}: {line}", path.display());
-            let foreign = ["cpu", "filter::", "half::", "gemm", "rayon", "pulp"].iter().any(|word| line.contains(word));
+            let foreign = ["cpu", "filter::", "half::", "gemm", "rayon", "pulp", "cuda"].iter().any(|word| line.contains(word));
             assert!(!(oracle && foreign), "{}: {line}", path.display());
         }
     }

@@ -144,7 +144,8 @@ fn launches_are_within_the_limits_of_their_device() {
             assert!(launch.grid[1] >= 1 && launch.grid[1] <= 65_535);
             assert!(kernel.entry_points().contains(&launch.entry_point));
             if kernel.cooperative {
-                assert_eq!(launch.grid, [plan.device.sm_count * plan.device.exact_blocks_per_sm, 1]);
+                let per_sm = plan.device.exact_blocks_per_sm[usize::from(plan.workload.dtype == DType::F32)];
+                assert_eq!(launch.grid, [plan.device.sm_count * per_sm, 1]);
             }
         }
     }
@@ -278,7 +279,7 @@ fn impossible_problems_and_devices_are_errors() {
     assert!(plan(&workload(1 << 31, 1, 1), &h100).contains("tokens"));
     assert!(plan(&workload(20_000_000, 1 << 20, 1), &h100).contains("entries of all row blocks"));
     assert!(plan(&ok, &DeviceInfo { compute_capability: (7, 5), ..h100.clone() }).contains("older than sm_80"));
-    assert!(plan(&ok, &DeviceInfo { exact_blocks_per_sm: 0, ..h100.clone() }).contains("cooperative"));
+    assert!(plan(&ok, &DeviceInfo { exact_blocks_per_sm: [0, 1], ..h100.clone() }).contains("cooperative"));
     assert!(plan(&ok, &DeviceInfo { shared_per_block: 48 << 10, ..h100 }).contains("shared memory"));
 }
 

@@ -33,37 +33,43 @@ fn marked_copy(from: &Path, to: &Path) {
 fn compiled(nvcc: &Path) -> HashMap<String, (u32, u32)> {
     let folder = env::temp_dir().join(format!("cce-kernels-{}", std::process::id()));
     marked_copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), &folder);
+    let files = fs::read_dir(&folder).expect("readable").map(|entry| entry.expect("readable").path());
+    let kernels: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    let found = std::thread::scope(|scope| {
+        let folder = &folder;
+        let compile = |path: &PathBuf| entry_points(&ptx(nvcc, folder, path));
+        let threads: Vec<_> = kernels.iter().map(|path| scope.spawn(move || compile(path))).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("compiles")).collect()
+    });
+    fs::remove_dir_all(&folder).expect("removable");
+    found
+}
+
+fn ptx(nvcc: &Path, folder: &Path, kernel: &Path) -> String {
+    let arch = if kernel.to_string_lossy().contains("_sm90") { "compute_90a" } else { "compute_80" };
+    let ptx = kernel.with_extension("ptx");
+    let mut command = Command::new(nvcc);
+    command.args(["-ptx", "-std=c++17", "-arch", arch, "-I"]).arg(folder).arg("-o").args([ptx.as_path(), kernel]);
+    let done = command.output().expect("runs");
+    assert!(done.status.success(), "{}: {}", kernel.display(), String::from_utf8_lossy(&done.stderr));
+    fs::read_to_string(&ptx).expect("UTF-8")
+}
+
+fn entry_points(ptx: &str) -> HashMap<String, (u32, u32)> {
     let mut found = HashMap::new();
-    for entry in fs::read_dir(&folder).expect("readable") {
-        let path = entry.expect("readable").path();
-        if path.extension().is_none_or(|e| e != "cu") {
-            continue;
-        }
-        let arch = if path.to_string_lossy().contains("_sm90") { "compute_90a" } else { "compute_80" };
-        let ptx = path.with_extension("ptx");
-        let done = Command::new(nvcc)
-            .args(["-ptx", "-std=c++17", "-arch", arch, "-I"])
-            .arg(&folder)
-            .arg("-o")
-            .args([&ptx, &path])
-            .output()
-            .expect("runs");
-        assert!(done.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&done.stderr));
-        let mut name = String::new();
-        for line in fs::read_to_string(&ptx).expect("UTF-8").lines() {
-            let first_number = |text: &str| text.split([',', ' ']).find_map(|word| word.parse::<u32>().ok());
-            if let Some(rest) = line.strip_prefix(".visible .entry ") {
-                name = rest.trim_end_matches('(').to_string();
-                found.insert(name.clone(), (0, 0));
-            } else if let Some(rest) = line.strip_prefix(".maxntid ") {
-                found.get_mut(&name).expect("in an entry").0 = first_number(rest).expect("a number");
-            } else if let Some((_, rest)) = line.split_once("// sizeof ") {
-                let entry = found.get_mut(&name).expect("in an entry");
-                entry.1 = entry.1.max(first_number(rest).expect("a number"));
-            }
+    let mut name = String::new();
+    for line in ptx.lines() {
+        let first_number = |text: &str| text.split([',', ' ']).find_map(|word| word.parse::<u32>().ok());
+        if let Some(rest) = line.strip_prefix(".visible .entry ") {
+            name = rest.trim_end_matches('(').to_string();
+            found.insert(name.clone(), (0, 0));
+        } else if let Some(rest) = line.strip_prefix(".maxntid ") {
+            found.get_mut(&name).expect("in an entry").0 = first_number(rest).expect("a number");
+        } else if let Some((_, rest)) = line.split_once("// sizeof ") {
+            let entry = found.get_mut(&name).expect("in an entry");
+            entry.1 = entry.1.max(first_number(rest).expect("a number"));
         }
     }
-    fs::remove_dir_all(&folder).expect("removable");
     found
 }
 

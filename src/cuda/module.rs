@@ -80,7 +80,7 @@ impl Kernels {
             let panicked = |_| Err(Error::Device { call: "load".into(), reason: "a thread panicked".into() });
             threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<_>>>()
         })?;
-        let cooperative = device.exact_blocks_per_sm > 0;
+        let cooperative = device.exact_blocks_per_sm != [0; 2];
         let mut kernels = Kernels { modules, functions: Mutex::default(), device: device.clone() };
         if cooperative {
             device.exact_blocks_per_sm = kernels.exact_occupancy()?;
@@ -113,16 +113,17 @@ impl Kernels {
         Ok(function)
     }
 
-    /// Blocks of the cooperative kernel that a multiprocessor holds, the least of its variants.
-    fn exact_occupancy(&self) -> Result<u32> {
-        let mut least = u32::MAX;
+    /// Blocks of the exact kernel that a multiprocessor holds, for 16-bit inputs and for `f32`.
+    fn exact_occupancy(&self) -> Result<[u32; 2]> {
+        let mut least = [u32::MAX; 2];
         for kernel in KERNELS.iter().filter(|k| k.cooperative) {
             for entry_point in kernel.entry_points() {
-                let function = self.function(&entry_point, kernel)?;
-                let blocks = function
+                let blocks = self
+                    .function(&entry_point, kernel)?
                     .occupancy_max_active_blocks_per_multiprocessor(kernel.threads, kernel.shared as usize, None)
                     .map_err(driver("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"))?;
-                least = least.min(blocks);
+                let of_type = &mut least[usize::from(entry_point.contains("f32"))];
+                *of_type = blocks.min(*of_type);
             }
         }
         Ok(least)
@@ -161,7 +162,7 @@ fn query(context: &Arc<CudaContext>) -> Result<DeviceInfo> {
         shared_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)? as usize,
         l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         registers_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
-        exact_blocks_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)?,
+        exact_blocks_per_sm: [number(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)?; 2],
     })
 }
 

@@ -1,5 +1,6 @@
 //! What a plan needs to know of a GPU.
 
+use crate::DType;
 use std::borrow::Cow;
 
 /// The properties of a GPU that decide how a problem is cut. Constants for well-known ones, so that a plan can be made,
@@ -20,9 +21,9 @@ pub struct DeviceInfo {
     pub l2_bytes: usize,
     /// 32-bit registers of a multiprocessor.
     pub registers_per_sm: u32,
-    /// Blocks of the exact kernel that a multiprocessor holds at once: it synchronises its whole grid, so no more than
-    /// these may be launched. 0 where the device cannot do that.
-    pub exact_blocks_per_sm: u32,
+    /// Blocks of the exact kernel that a multiprocessor holds at once, for 16-bit inputs and for `f32`: it synchronises its
+    /// whole grid, so no more than these may be launched. 0 where the device cannot do that.
+    pub exact_blocks_per_sm: [u32; 2],
 }
 
 /// Shared memory that the driver takes of each block.
@@ -56,6 +57,11 @@ impl DeviceInfo {
         Self::KNOWN.into_iter().find(|d| plain(&d.name) == plain(name))
     }
 
+    /// The grid of the exact kernel.
+    pub(super) fn exact_grid(&self, dtype: DType) -> u32 {
+        self.sm_count * self.exact_blocks_per_sm[usize::from(dtype == DType::F32)]
+    }
+
     /// Blocks that run at once when each takes `shared` bytes and may have `most` on a multiprocessor; at least one a
     /// multiprocessor.
     pub(super) fn resident_blocks(&self, shared: usize, most: u32) -> u32 {
@@ -79,7 +85,8 @@ const fn known(
         shared_per_sm: shared_kib << 10,
         l2_bytes: l2_mib << 20,
         registers_per_sm: 65_536,
-        exact_blocks_per_sm: 1,
+        // By shared memory and, for f32, registers.
+        exact_blocks_per_sm: [if shared_kib >= 164 { 2 } else { 1 }, 1],
     }
 }
 

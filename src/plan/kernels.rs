@@ -52,7 +52,7 @@ kernels! {
     FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82048;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
-    FILTER = "lce_filter" One 256 6176;
+    FILTER = "lce_filter" One 256 3104;
     ORDER_ENTRIES = "lce_order_entries" One 128 34320;
     EXACT_ROWS = "lce_exact_rows" One 1024 8320;
     COEFFICIENTS = "lce_coefficients" One 256 0;

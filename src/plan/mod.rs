@@ -270,7 +270,7 @@ impl LaunchPlan {
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
         // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
-        steps.launch(kernels::EXACT, [self.device.sm_count * self.device.exact_blocks_per_sm, 1]);
+        steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);
         self.backward = steps.steps;
     }
 }
@@ -305,7 +305,7 @@ fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
     if device.compute_capability < (8, 0) {
         return unfit(format!("{device} is older than sm_80, which the kernels need"));
     }
-    if device.exact_blocks_per_sm == 0 {
+    if device.exact_grid(workload.dtype) == 0 {
         return unfit(format!("{device} cannot launch cooperative kernels"));
     }
     if let Some(kernel) = KERNELS.iter().find(|k| k.shared as usize > device.shared_per_block) {

@@ -6,8 +6,13 @@ use cut_cross_entropy::{GradientFilter, Reduction, filter};
 /// How far, relative to its threshold, a probability may lie and still be kept by one and dropped by another.
 const BORDERLINE: f64 = 1e-4;
 
-/// dE, dC, dbias, and for each the most by which entries on the threshold may move one of its elements.
-pub fn backward(reference: &Reference, upstream: &ReferenceUpstream) -> (ReferenceGradients, [f64; 3]) {
+/// dE, dC, dbias, and for each two bounds of its elements' errors: the most by which entries on the threshold may move one,
+/// and the most by which logit gradients that are each wrong by a part `rounding` of themselves may.
+pub fn backward(
+    reference: &Reference,
+    upstream: &ReferenceUpstream,
+    rounding: f64,
+) -> (ReferenceGradients, [f64; 3], [f64; 3]) {
     let (options, hidden, vocab) = (reference.options, reference.hidden, reference.bias.len());
     let forward = reference.forward();
     let mut gradients = ReferenceGradients {
@@ -16,6 +21,7 @@ pub fn backward(reference: &Reference, upstream: &ReferenceUpstream) -> (Referen
         d_bias: vec![0.0; vocab],
     };
     let mut slack = 0.0;
+    let (mut of_rows, mut of_columns) = (vec![0.0; reference.targets.len()], vec![0.0; vocab]); // sums of magnitudes
     let active = |(i, y): (usize, &Option<usize>)| y.map(|y| (i, y));
     let denominator: f64 = match options.reduction {
         Reduction::Mean => {
@@ -48,6 +54,8 @@ pub fn backward(reference: &Reference, upstream: &ReferenceUpstream) -> (Referen
             let target = if v == y { d_hard } else { 0.0 };
             let mut g = (counted * of_p - d_smooth * reference.class_weights[v] - target) * through;
             gradients.d_bias[v] += g;
+            of_rows[i] += g.abs();
+            of_columns[v] += g.abs();
             g *= f64::from(options.logit_scale);
             if borderline {
                 slack += (p.max(f64::from(options.filter.eps())) * of_p).abs();
@@ -61,8 +69,9 @@ pub fn backward(reference: &Reference, upstream: &ReferenceUpstream) -> (Referen
     }
     let largest = |values: &[f64]| values.iter().fold(0.0_f64, |a, &b| a.max(b.abs()));
     let scale = f64::from(options.logit_scale);
-    let slack = [slack * scale * largest(&reference.classifier), slack * scale * largest(&reference.embeddings), slack];
-    (gradients, slack)
+    let (e, c) = (scale * largest(&reference.embeddings), scale * largest(&reference.classifier));
+    let (row, column) = (rounding * largest(&of_rows), rounding * largest(&of_columns));
+    (gradients, [slack * c, slack * e, slack], [row * c, column * e, column])
 }
 
 fn weight(reference: &Reference, token: usize, class: usize) -> f64 {
