@@ -11,7 +11,7 @@ mod report;
 mod timing;
 mod workloads;
 
-use crate::args::{BackendArg, DTypeArg, parse_eps};
+use crate::args::{BackendArg, DTypeArg, KernelsArg, parse_eps};
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
 use anyhow::{bail, ensure};
@@ -185,7 +185,7 @@ fn bench(
     progress.set_message(format!("{name} {dtype}: verifying"));
     let mut reports = verify(runner, workload, &possible, progress)?;
     if args.gradient_error {
-        gradient_error::print(machine.backend().open()?.host(), workload, args.seeds, progress)?;
+        gradient_error::print(machine.backend().open(KernelsArg::Auto)?.host(), workload, args.seeds, progress)?;
     }
     if args.rounds == 0 {
         return Ok(None);
