@@ -126,9 +126,13 @@ fn every_round_and_split_has_a_partial_result_of_its_own() {
 
 #[test]
 fn the_last_round_of_a_capture_is_most_of_the_vocabulary_and_the_first_a_small_part() {
-    let plan = LaunchPlan::new(&workload(8192, 256_000, 2304), &DeviceInfo::H200).expect("fits");
-    let tiles: Vec<u32> = plan.rounds.iter().map(|r| r.num_tiles).collect();
-    assert_eq!(tiles, [125, 375, 1500]);
+    let gemma = workload(8192, 256_000, 2304);
+    let tiles = |workload: &Workload| -> Vec<u32> {
+        LaunchPlan::new(workload, &DeviceInfo::H200).expect("fits").rounds.iter().map(|r| r.num_tiles).collect()
+    };
+    assert_eq!(tiles(&gemma.with_kernels(KernelFamily::Portable)), [125, 375, 1500]);
+    assert_eq!(tiles(&gemma), [63, 187, 750], "tiles of 256 classes on Hopper");
+    let plan = LaunchPlan::new(&gemma, &DeviceInfo::H200).expect("fits");
     let without = CceOptions { capture: false, ..CceOptions::default() };
     let plan = LaunchPlan::new(&Workload { options: without, ..plan.workload }, &DeviceInfo::H200).expect("fits");
     assert_eq!(plan.rounds.len(), 1);
@@ -137,7 +141,8 @@ fn the_last_round_of_a_capture_is_most_of_the_vocabulary_and_the_first_a_small_p
 #[test]
 fn the_device_is_full_where_there_is_work_for_it() {
     for device in DeviceInfo::KNOWN {
-        let plan = LaunchPlan::new(&workload(8192, 256_000, 2304), &device).expect("fits");
+        let portable = workload(8192, 256_000, 2304).with_kernels(KernelFamily::Portable);
+        let plan = LaunchPlan::new(&portable, &device).expect("fits");
         let blocks_per_sm = if device.shared_per_sm >= 164 << 10 { 2 } else { 1 };
         let resident = (device.sm_count * blocks_per_sm) as f64;
         let last = plan.rounds.last().expect("rounds");
@@ -305,7 +310,8 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
     let text = plan().expect("fits").to_string();
     let wanted = [
         "N=8192 V=256000 D=2304 bf16 on H200",
-        "round 2: 1500 tiles",
+        "round 2: 750 tiles of 256 classes",
+        "lce_forward_sm90_bf16",
         "lce_exact_bf16",
         "fill pool_count",
         "MiB  workspace",
@@ -315,6 +321,26 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
     }
     assert_eq!(DeviceInfo::known("rtx4090"), Some(DeviceInfo::RTX_4090));
     assert_eq!(DeviceInfo::known("abacus"), None);
+}
+
+#[test]
+fn the_hopper_kernels_are_chosen_where_they_fit_and_refused_where_they_do_not() {
+    let bf16 = workload(1024, 4096, 64);
+    let hopper = |workload: &Workload, device: &DeviceInfo| LaunchPlan::new(workload, device).map(|plan| plan.hopper);
+    assert_eq!(hopper(&bf16, &DeviceInfo::H100), Ok(true));
+    assert_eq!(hopper(&bf16.with_kernels(KernelFamily::Portable), &DeviceInfo::H100), Ok(false));
+    let unfit = [
+        (bf16, DeviceInfo::A100, "9.0"),
+        (bf16, DeviceInfo::RTX_5090, "9.0"),
+        (Workload { dtype: DType::F32, ..bf16 }, DeviceInfo::H100, "f32"),
+        (Workload { aligned: false, ..bf16 }, DeviceInfo::H100, "16 bytes"),
+        (bf16, DeviceInfo { shared_per_block: 99 << 10, ..DeviceInfo::H100 }, "shared memory"),
+    ];
+    for (workload, device, reason) in unfit {
+        assert_eq!(hopper(&workload, &device), Ok(false), "{reason}");
+        let error = hopper(&workload.with_kernels(KernelFamily::Hopper), &device).expect_err(reason);
+        assert!(error.to_string().contains(reason), "{error}");
+    }
 }
 
 #[test]
