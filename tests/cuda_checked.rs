@@ -41,7 +41,14 @@ fn check(device: &str, cases: &[Case], start: usize) {
         let turn = start + index;
         let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
         let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
-        emulator::configure(&Config { device: device.into(), order, async_, seed: turn as u64, ..Config::default() });
+        emulator::configure(&Config {
+            device: device.into(),
+            order,
+            async_,
+            seed: turn as u64,
+            workers: 2,
+            ..Config::default()
+        });
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
         let filters = match (&numbers, &names) {
             (Some(numbers), _) => numbers.iter().map(|n| suite::filters()[*n]).collect(),

@@ -30,7 +30,14 @@ fn the_hopper_forward_matches_the_oracle_under_every_schedule() {
     for (turn, case) in fitting.iter().enumerate() {
         let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
         let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
-        emulator::configure(&Config { device: "h100".into(), order, async_, seed: turn as u64, ..Config::default() });
+        emulator::configure(&Config {
+            device: "h100".into(),
+            order,
+            async_,
+            seed: turn as u64,
+            workers: 2,
+            ..Config::default()
+        });
         let backend =
             backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper));
         let filter = suite::filters()[turn % 4];
