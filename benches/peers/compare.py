@@ -236,8 +236,10 @@ class Turn:
 
     def __init__(self, name, command):
         self.name, self.rounds, self.ready, self.error = name, [], None, ""
-        self.log = open(pathlib.Path(args.out) / f"{name.replace(' ', '_').replace('/', '_')}.log", "ab")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        file = pathlib.Path(args.out) / name.replace(" ", "_")
+        self.log, self.errors = open(f"{file}.log", "ab"), open(f"{file}.err", "wb")
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
 
     def lines(self):
         for line in self.process.stdout:
@@ -248,8 +250,7 @@ class Turn:
             self.error = f"ended with status {self.process.returncode}: {self.last_words()}"
 
     def last_words(self):
-        self.log.flush()
-        text = pathlib.Path(self.log.name).read_text(errors="replace").strip().splitlines()
+        text = pathlib.Path(self.errors.name).read_text(errors="replace").strip().splitlines()
         return text[-1][:300] if text else "no output"
 
     def until_json(self):
@@ -275,7 +276,7 @@ class Turn:
         rest = self.process.stdout.read()
         self.process.wait()
         self.log.write(rest.encode())
-        self.log.close()
+        self.log.close(), self.errors.close()
 
 
 def python(*arguments):
@@ -406,7 +407,10 @@ def write(rows):
 def plan():
     """Name, tensors to generate or the file given, softcap."""
     if args.input:
-        return [(pathlib.Path(args.input).stem, None, None, None, softcap) for softcap in args.softcaps or [0.0]]
+        with open(args.input, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        (n, d), v = header["embeddings"]["shape"], header["classifier"]["shape"][0]
+        return [(pathlib.Path(args.input).stem, n, v, d, softcap) for softcap in args.softcaps or [0.0]]
     listed = [(name, TOKENS, v, d, softcap) for name, v, d, softcap in SHAPES]
     if not args.no_sweep:
         name, v, d, tokens = SWEEP
