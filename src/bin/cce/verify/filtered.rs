@@ -40,7 +40,7 @@ pub fn backward(
             + d_smooth * reference.class_weights.iter().sum::<f64>()
             + 2.0 * d_losses * f64::from(options.z_loss) * lse
             + upstream.lse[i];
-        for v in 0..vocab {
+        for (v, of_column) in of_columns.iter_mut().enumerate() {
             let p = forward.probabilities[i * vocab + v];
             let (counted, borderline) = if v == y { (p, false) } else { count(options.filter, i, v, p) };
             let of_p = match upstream.entropy[i] {
@@ -55,7 +55,7 @@ pub fn backward(
             let mut g = (counted * of_p - d_smooth * reference.class_weights[v] - target) * through;
             gradients.d_bias[v] += g;
             of_rows[i] += g.abs();
-            of_columns[v] += g.abs();
+            *of_column += g.abs();
             g *= f64::from(options.logit_scale);
             if borderline {
                 slack += (p.max(f64::from(options.filter.eps())) * of_p).abs();

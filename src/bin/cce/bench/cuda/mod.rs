@@ -379,7 +379,7 @@ impl Runner for CudaRunner<'_> {
             return Ok(None);
         }
         let problem = Problem::new(&self.workload.inputs(), &method.options(self.workload.softcap))?;
-        let aligned = self.workload.shape.hidden * self.dtype.size_in_bytes() % 16 == 0;
+        let aligned = (self.workload.shape.hidden * self.dtype.size_in_bytes()).is_multiple_of(16);
         let mut workload = plan::Workload::new(&problem, aligned);
         if !method.has_backward() {
             workload = workload.with_gradients(false, false, false);
