@@ -39,7 +39,9 @@ struct Unit {
 
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    // What is built does not depend on cargo's profile: EMU_OUT lets several share it.
+    println!("cargo::rerun-if-env-changed=EMU_OUT");
+    let out = PathBuf::from(env::var_os("EMU_OUT").or_else(|| env::var_os("OUT_DIR")).unwrap());
     let kernels = here.parent().unwrap().join("kernels");
     let libraries = out.join("lib");
     fs::create_dir_all(&libraries).unwrap();
