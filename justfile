@@ -16,6 +16,10 @@ mutants:
 emulator-mutants *arguments:
     python3 emulator/mutants.py {{arguments}}
 
+# what nvcc emits for the kernels, run by the emulator's interpreter of PTX (installs the pinned nvcc)
+ptx:
+    EMU_PTX=$(sh emulator/ptx.sh) cargo test -p cut-cross-entropy-emulator --test kernels --test checker
+
 # registers, shared memory and spills of every kernel (needs nvcc, or PyPI for it)
 check-kernels *arguments:
     python3 kernels/check.py {{arguments}}
