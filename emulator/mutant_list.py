@@ -88,7 +88,7 @@ SHIPPED = [
            "if (i < count) to[i] = accumulate", "if (i <= count) to[i] = accumulate", "d_embeddings", "ragged_hidden/1"),
     # statistics, losses
     mutant("merge: the second share left out", K + "combine.cu",
-           "for (u32 k = 0; k < a.partials; ++k) totals.add", "for (u32 k = 0; k + 1 < a.partials; ++k) totals.add", "combine", "two_tiles_plus_1/1"),
+           "for (u32 k = lane; k < a.partials; k += softmax::LANES) totals.add", "for (u32 k = lane; k + 1 < a.partials; k += softmax::LANES) totals.add", "combine", "two_tiles_plus_1/1"),
     mutant("merge: one row too many", K + "combine.cu",
            "if (row >= a.saved.header->num_rows) return;", "if (row > a.saved.header->num_rows) return;", "combine", "group_edge/1"),
     mutant("target's logit: a bound above the log-sum-exp", K + "target_logit.cu",

@@ -17,5 +17,6 @@ struct LceHopperArgs {
     prim::TensorMap embeddings[3];           // E [N, D], boxes of 128 rows (exact path: 64), 8 and 1
     prim::TensorMap classifier;              // C [V, D], boxes of 128 rows (exact path: 64)
     u32 sweep_blocks;                        // most row blocks that sweep the vocabulary together: their rows of E stay in L2
-    u32 padding[15];
+    u32 lead;                                // steps of consumer 1 behind consumer 0, below the stages of the ring
+    u32 padding[14];
 };

@@ -25,26 +25,32 @@ __device__ __forceinline__ float row_loss(const LceArgs& a, u32 row, u32 token, 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256) lce_combine(const __grid_constant__ LceArgs a) {
-    const u32 row = blockIdx.x * 256 + threadIdx.x;
+    const u32 thread = blockIdx.x * 256 + threadIdx.x, row = thread / softmax::LANES, lane = thread % softmax::LANES;
     if (row >= a.saved.header->num_rows) return;
     const LceProblem& p = a.problem;
 
-    // ---- merge, shares in order -----------------------------------------------------------------------------------
+    // ---- merge ----------------------------------------------------------------------------------------------------
     const LcePartial* partial = a.forward.partial + row;
     float max = softmax::negative_infinity();
-    for (u32 k = 0; k < a.partials; ++k) max = prim::fmax(max, partial[u64(k) * p.tokens].max);
+    for (u32 k = lane; k < a.partials; k += softmax::LANES) max = prim::fmax(max, partial[u64(k) * p.tokens].max);
+    max = softmax::max_over_lanes(max);
     softmax::Totals totals(max);
-    for (u32 k = 0; k < a.partials; ++k) totals.add(partial[u64(k) * p.tokens]);
+    for (u32 k = lane; k < a.partials; k += softmax::LANES) totals.add(partial[u64(k) * p.tokens]);
+    totals.sum = softmax::sum_over_lanes(totals.sum);
+    totals.weighted = softmax::sum_over_lanes(totals.weighted);
+    totals.smooth = softmax::sum_over_lanes(totals.smooth);
     const f64 log_sum = prim::log(totals.sum);
 
     u32 argmax = NONE;
     if (p.metrics) {
-        for (u32 k = 0; k < a.partials; ++k) {
+        for (u32 k = lane; k < a.partials; k += softmax::LANES) {
             const u64 at = u64(k) * p.tokens;
             const u32 v = a.forward.partial_argmax[at + row];
             if (partial[at].max == max && v < argmax) argmax = v;
         }
+        argmax = softmax::over_lanes(argmax, [](u32 x, u32 y) { return x < y ? x : y; });
     }
+    if (lane != 0) return;
 
     // ---- statistics -----------------------------------------------------------------------------------------------
     const u32 token = a.saved.row_token[row], y = a.saved.row_class[row];

@@ -29,7 +29,6 @@ using prim::f16;
 using prim::Vec16;
 
 // ---- sizes and shared memory ------------------------------------------------------------------------------------------------
-constexpr u32 LEAD = 2;                      // steps that consumer 1 stays behind: one's epilogue falls into the other's products; below STAGES
 constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
 constexpr u32 CLASS_TILE = ROWS;             // classes of a tile of dC
 enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_BLOCK = BARRIER_CONSUMER + CONSUMERS };   // named barriers
@@ -392,16 +391,17 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
 }
 
 // ---- consumers: a phase ---------------------------------------------------------------------------------------------------------
-template <class T> __device__ __forceinline__ void consume(const LceArgs& a, Smem& smem, const Chunk& chunk, u32 phase, Cursor& at) {
+// ahead: steps that consumer 1 stays behind, so that one's epilogue falls into the other's products; below STAGES.
+template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, const Chunk& chunk, u32 phase, Cursor& at) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     Ring& ring = smem.ring;
     bool started = false;
-    // Consumer 1 begins when consumer 0 is LEAD steps ahead, and stays behind: both have the same work.
+    // Consumer 1 begins when consumer 0 is `ahead` steps ahead, and stays behind: both have the same work.
     const auto begin = [&] {
-        if (LEAD > 0 && !started && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
+        if (ahead > 0 && !started && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
     };
     const auto lead = [&](u32 step, u32 steps) {
-        if (LEAD > 0 && !started && consumer == 0 && step + 1 == smaller(LEAD, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
+        if (ahead > 0 && !started && consumer == 0 && step + 1 == smaller(ahead, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
     };
     for (;;) {
         const Item item = next_item(ring, at);
@@ -466,7 +466,7 @@ template <class T> __device__ __forceinline__ void run(const LceHopperArgs& a) {
         });
     } else {
         prim::setmaxnreg_inc<216>();
-        for_each_phase(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32) { consume<T>(a.args, smem, chunk, phase, at); });
+        for_each_phase(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32) { consume<T>(a.args, a.lead, smem, chunk, phase, at); });
     }
 }
 

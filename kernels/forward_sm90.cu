@@ -4,7 +4,7 @@
 //   warpgroup 0     producer: one thread keeps the ring of stages filled, across tiles and items
 //   warpgroup 1, 2  consumers: 64 rows each of the same tile; products, then its epilogue, by itself
 //
-// Consumer 1 starts LEAD steps behind consumer 0, so that one's epilogue falls into the other's products: products of either
+// Consumer 1 starts `lead` steps behind consumer 0, so that one's epilogue falls into the other's products: products of either
 // alone can keep the tensor cores busy, as long as the ring holds what the one behind still needs.
 #include "hopper_ring.cuh"
 #include "logits_epilogue.cuh"
@@ -13,7 +13,6 @@ namespace {
 
 using namespace hopper;
 
-constexpr u32 LEAD = 2;                      // below STAGES; 0: both consumers in step
 constexpr int BARRIER_LEAD = 1, BARRIER_CONSUMER = 2;   // named barriers
 
 using Rows = epilogue::Epilogue<1, MMA_V, 1, CONSUMER_ROWS>;
@@ -27,29 +26,31 @@ struct Smem {
 };
 static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_forward_sm90");
 
-// Partials of the round that this row block has no share for.
-__device__ __forceinline__ void clear_partials(const LceArgs& a, u32 block, u32 begin, u32 thread) {
+// Partials [begin, end) of the round, which nobody has a share for.
+__device__ __forceinline__ void clear_partials(const LceArgs& a, u32 block, u32 begin, u32 end, u32 thread) {
     const u32 row = block * CONSUMER_ROWS + thread;
     if (thread >= CONSUMER_ROWS || row >= a.saved.header->num_rows) return;
-    for (u32 k = begin; k < a.splits; ++k) {
+    for (u32 k = begin; k < end; ++k) {
         const u64 at = u64(a.first_partial + k) * a.problem.tokens + row;
         a.forward.partial[at] = {softmax::negative_infinity(), 0.0f, 0.0f, 0.0f};
         a.forward.partial_argmax[at] = NONE;
     }
 }
 
-template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, Smem& smem, const Schedule& schedule, u32 rank) {
+// lead: below STAGES; 0: both consumers in step.
+template <class T, u32 CLUSTER>
+__device__ __forceinline__ void consume(const LceArgs& a, Smem& smem, const Schedule& schedule, u32 rank, u32 lead) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, steps = div_up(a.problem.hidden, TILE_D);
     auto& state = smem.consumer[consumer].state;
     const auto barrier = [&] { prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP); };
     Cursor at;
-    bool started = false;
+    bool waiting = lead > 0;                 // consumer 1 for consumer 0, once
     schedule.for_each_item([&](const Item& item) {
         const u32 row_block = item.unit * CLUSTER + rank, block = row_block * CONSUMERS + consumer;
         Rows::initialise(a, state, block, thread, WARPGROUP);
         Rows rows(a, state, 0, thread / 32 * 16, 0);
         for (u32 tile = item.first_tile; tile < item.end_tile; ++tile) {
-            if (LEAD > 0 && !started && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
+            if (waiting && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
             float acc[1][MMA_V][4];
             multiply_tile<T, CLUSTER>(reinterpret_cast<float(&)[4 * MMA_V]>(acc), smem.ring, at, steps, consumer, [&](u32 step) {
                 if (step == 0) {
@@ -59,15 +60,15 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const Lc
                     rows.load_bias(tile, thread, WARPGROUP);
                     barrier();
                 }
-                if (LEAD > 0 && !started && consumer == 0 && step + 1 == smaller(LEAD, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
+                if (waiting && consumer == 0 && step + 1 == smaller(lead, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
             });
-            started = true;
+            waiting = false;
             rows.take(block, tile, acc);
         }
         barrier();
         rows.flush(block, 0, thread, WARPGROUP, barrier);
         rows.finish(smem.consumer[consumer].sums, block, item.share, thread, WARPGROUP, barrier);
-        if (item.share == 0) clear_partials(a, block, item.shares, thread);
+        clear_partials(a, block, item.unused_begin, item.unused_end, thread);
     });
 }
 
@@ -104,7 +105,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
         }
     } else {
         prim::setmaxnreg_inc<232>();
-        consume<T, CLUSTER>(a.args, smem, schedule, rank);
+        consume<T, CLUSTER>(a.args, smem, schedule, rank, a.lead);
     }
     // No block leaves while another may still write into its shared memory.
     if constexpr (CLUSTER > 1) {

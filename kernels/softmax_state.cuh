@@ -35,4 +35,21 @@ struct Totals {
     }
 };
 
+// ---- lanes of a row -----------------------------------------------------------------------------------------------------
+// The shares of a row are merged by neighbouring lanes, each every LANES-th share, in order; then by halves. One block of rows
+// has as many shares as the device has room for blocks: one lane would walk through hundreds.
+constexpr u32 LANES = 8;
+template <class T, class Op> __device__ __forceinline__ T over_lanes(T value, Op op) {
+    const u32 mask = ((1u << LANES) - 1) << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+    for (u32 lanes = LANES / 2; lanes > 0; lanes /= 2) value = op(value, prim::shfl_xor(value, int(lanes), mask));
+    return value;
+}
+template <class T> __device__ __forceinline__ T sum_over_lanes(T value) {
+    return over_lanes(value, [](T x, T y) { return x + y; });
+}
+__device__ __forceinline__ float max_over_lanes(float value) {
+    return over_lanes(value, [](float x, float y) { return prim::fmax(x, y); });
+}
+
 }  // namespace softmax

@@ -1,14 +1,17 @@
-//! The forward of Hopper on the emulated GPU with the checker on, against the oracle: every case that fits it, in 16 bits, each
-//! under one filter and one schedule in rotation.
+//! The Hopper kernels on the emulated GPU with the checker on, against the oracle: every case that fits it, in 16 bits, each
+//! under one filter, one schedule and one tuning in rotation; and who does what, on the device and in the plan.
 #![cfg(feature = "cuda")]
 
 mod common;
 
 use common::cases::{self, Case};
 use common::{Spec, suite};
-use cut_cross_entropy::plan::KernelFamily;
-use cut_cross_entropy::{CudaStaged, DType, Error};
+use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
+use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
+use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
+use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
+use std::sync::{Mutex, PoisonError};
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
 fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
@@ -19,42 +22,203 @@ fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
     fits.then_some(Case { spec: Spec { dtype, ..case.spec }, ..case })
 }
 
+/// Shapes at the edges of this forward: three row blocks, of which a cluster has one without rows; one, of which it has another;
+/// a ragged step, more steps than stages, rounds of several tiles with a ragged last one.
+fn of_clusters() -> Vec<Case> {
+    let shapes = [
+        ("three_row_blocks", (290, 72, 260)),
+        ("one_row_block", (100, 328, 1300)),
+        ("four_row_blocks", (400, 40, 600)),
+    ];
+    let plain = cases::shapes()[0];
+    let case = |(name, (tokens, hidden, vocab))| {
+        let spec = Spec { ignored: 0.02, seed: 5, dtype: DType::BF16, ..Spec::new(tokens, hidden, vocab) };
+        Case { name, why: "row blocks and tiles that do not divide", spec, ..plain }
+    };
+    shapes.into_iter().map(case).collect()
+}
+
+/// Shapes at the edges of the exact path: several tiles of rows, of classes and of D, each with a ragged last one; tokens that
+/// follow one another, with gaps, and hardly any; an odd D.
+fn of_the_exact_path() -> Vec<Case> {
+    let shapes = [
+        ("runs_of_tokens", (300, 328, 1100), 0.0),
+        ("tokens_with_gaps", (300, 264, 1100), 0.1),
+        ("mostly_gaps", (130, 72, 2000), 0.3),
+        ("few_tokens_left", (129, 520, 700), 0.9),
+        ("odd_columns", (200, 71, 1500), 0.05),
+    ];
+    let plain = cases::shapes()[0];
+    let case = |(index, (name, (tokens, hidden, vocab), ignored)): (usize, (_, (usize, usize, usize), f64))| {
+        let (padding, bias) = (8 + (8 - hidden % 8) % 8, index % 2 == 0);
+        let dtype = [DType::BF16, DType::F16][index % 2];
+        let spec = Spec { ignored, padding, bias, dtype, seed: 77, ..Spec::new(tokens, hidden, vocab) };
+        let options = CceOptions { softcap: (index % 3 == 1).then_some(3.0), ..plain.options };
+        Case { name, why: "rows, classes and columns that do not divide", spec, options, ..plain }
+    };
+    shapes.into_iter().enumerate().map(case).collect()
+}
+
+/// The emulated device has one configuration at a time.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+fn configure(turn: usize) {
+    let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
+    let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
+    emulator::configure(&Config {
+        device: "h100".into(),
+        order,
+        async_,
+        seed: turn as u64,
+        workers: 2,
+        multiprocessors: 5, // clusters leave one idle
+        ..Config::default()
+    });
+}
+
+fn tuned(cluster: bool, lead: u32) -> KernelFamily {
+    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), lead, ..HopperTuning::default() })
+}
+
 #[test]
-fn the_hopper_forward_matches_the_oracle_under_every_schedule() {
+fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
+    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     emulator::install().expect("the emulator is built with this test");
     let backend = std::cell::OnceCell::new();
-    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
+    let all = [of_clusters(), cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
     let fitting: Vec<Case> = all.into_iter().flatten().enumerate().filter_map(in_16_bits).collect();
-    assert!(fitting.len() >= 13, "{} cases", fitting.len());
+    assert!(fitting.len() >= 16, "{} cases", fitting.len());
     let mut failures = Vec::new();
     for (turn, case) in fitting.iter().enumerate() {
-        let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
-        let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
-        emulator::configure(&Config {
-            device: "h100".into(),
-            order,
-            async_,
-            seed: turn as u64,
-            workers: 2,
-            ..Config::default()
-        });
-        let backend =
-            backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper));
+        configure(turn);
+        let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
+        let kernels = [tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3), KernelFamily::Hopper][turn % 5];
         let filter = suite::filters()[turn % 4];
-        failures.extend(suite::check_case_under(backend, case, &[filter]).err());
+        let failed = suite::check_case_under(&backend.clone().with_kernels(kernels), case, &[filter]).err();
+        failures.extend(failed.map(|failure| format!("{kernels}: {failure}")));
         failures.extend(emulator::take_reports());
     }
-    for kernel in ["lce_forward_sm90_bf16", "lce_forward_sm90_f16"] {
-        assert!(emulator::counters(kernel).is_some_and(|c| c.wgmma > 0), "{kernel} did not run");
+    for kernel in ["lce_forward_sm90", "lce_forward_sm90_cluster"] {
+        for dtype in ["bf16", "f16"] {
+            let name = format!("{kernel}_{dtype}");
+            assert!(emulator::counters(&name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
+        }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    refuses_what_it_cannot_do(backend.get().expect("made above"));
+    refuses_what_it_cannot_do(backend.get().expect("made above").clone());
+    the_device_shares_the_work_out_as_planned();
+}
+
+#[test]
+fn the_hopper_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
+    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    emulator::install().expect("the emulator is built with this test");
+    configure(0);
+    let backend = CudaStaged::new(0).expect("an emulated device");
+    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
+    let mut fitting: Vec<Case> = of_the_exact_path();
+    fitting.extend(all.into_iter().flatten().enumerate().filter_map(in_16_bits));
+    let mut failures = Vec::new();
+    for (turn, case) in fitting.iter().enumerate() {
+        configure(turn);
+        // A chunk of 0 MiB is one tile of classes.
+        let tuning =
+            HopperTuning { lead: [2, 0, 3, 1][turn % 4], chunk_mib: [0, 64][turn / 5 % 2], ..HopperTuning::default() };
+        let kernels = KernelFamily::HopperTuned(tuning);
+        let failed =
+            suite::check_case_under(&backend.clone().with_kernels(kernels), case, &[GradientFilter::Exact]).err();
+        failures.extend(failed.map(|failure| format!("{kernels}: {failure}")));
+        failures.extend(emulator::take_reports());
+    }
+    for name in ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"] {
+        assert!(emulator::counters(name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
 }
 
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
-fn refuses_what_it_cannot_do(backend: &CudaStaged) {
-    use cut_cross_entropy::{CceOptions, cce_forward};
+fn refuses_what_it_cannot_do(backend: CudaStaged) {
     let tensors = Spec::new(4, 8, 16).generate(); // f32
-    let error = cce_forward(backend, &tensors.inputs(), &CceOptions::default()).expect_err("f32");
+    let hopper = backend.with_kernels(KernelFamily::Hopper);
+    let error = cut_cross_entropy::cce_forward(&hopper, &tensors.inputs(), &CceOptions::default()).expect_err("f32");
     assert!(matches!(&error, Error::Device { reason, .. } if reason.contains("f32")), "{error}");
+}
+
+/// Argument of `example_schedule`: `hopper::Schedule`, and where the items go.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ScheduleParams {
+    worker: u32,
+    workers: u32,
+    units: u32,
+    units_of_group: u32,
+    first_tile: u32,
+    num_tiles: u32,
+    most_shares: u32,
+    room: u32,
+    items: u64,
+    counts: u64,
+}
+// SAFETY: plain data, laid out as the kernel declares it.
+unsafe impl DeviceRepr for ScheduleParams {}
+
+/// Unit, share, first and last tile, first and last unused share.
+type FlatItem = [u32; 6];
+
+/// `kernels/hopper_schedule.cuh`, run for each round of plans, against `plan::Schedule::items`.
+fn the_device_shares_the_work_out_as_planned() {
+    emulator::configure(&Config { device: "h100".into(), ..Config::default() });
+    let stream = CudaContext::new(0).expect("an emulated device").default_stream();
+    // The emulated driver finds kernels by name, whatever the image.
+    let module = stream.context().load_module(Ptx::from_binary(b"EMULATED NVRTC\0".to_vec())).expect("loads");
+    let function = module.load_function("example_schedule").expect("among the emulator's examples");
+    let room = 64_u32;
+    let items = stream.alloc_zeros::<u32>(132 * room as usize * 6).expect("fits");
+    let counts = stream.alloc_zeros::<u32>(132).expect("fits");
+    let mut several = 0;
+    for (row_blocks, l2_bytes, kernels) in (1..=40).flat_map(|n| {
+        [(n, 50 << 20, tuned(false, 2)), (n, 50 << 20, tuned(true, 2)), (n, 2 << 20, tuned(n % 2 == 0, 2))]
+    }) {
+        let workload = Workload {
+            shape: Shape { tokens: 128 * row_blocks, hidden: 512, vocab: 20_000 },
+            dtype: DType::BF16,
+            bias: false,
+            aligned: true,
+            options: CceOptions::default(),
+            kernels,
+        };
+        let device = DeviceInfo { l2_bytes, ..DeviceInfo::H100 };
+        let plan = LaunchPlan::new(&workload, &device).expect("fits");
+        for round in &plan.rounds {
+            let planned = plan.schedule(round);
+            let params = ScheduleParams {
+                worker: 0,
+                workers: planned.workers,
+                units: planned.units,
+                units_of_group: planned.units_of_group,
+                first_tile: planned.first_tile,
+                num_tiles: planned.num_tiles,
+                most_shares: planned.most_shares,
+                room,
+                items: items.device_ptr(&stream).0,
+                counts: counts.device_ptr(&stream).0,
+            };
+            let config = LaunchConfig { grid_dim: (5, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: the parameters are the kernel's; there is room for the items of 132 workers.
+            unsafe { stream.launch_builder(&function).arg(&params).launch(config) }.expect("launches");
+            let (found, counts) = (stream.clone_dtoh(&items).expect("ran"), stream.clone_dtoh(&counts).expect("ran"));
+            let (found, _) = found.as_chunks::<6>();
+            for worker in 0..planned.workers as usize {
+                let here = &found[worker * room as usize..][..counts[worker] as usize];
+                let flat = |item: cut_cross_entropy::plan::Item| -> FlatItem {
+                    [item.unit, item.share, item.tiles.start, item.tiles.end, item.unused.start, item.unused.end]
+                };
+                let expected: Vec<FlatItem> = planned.items(worker as u32).into_iter().map(flat).collect();
+                assert_eq!(here, expected, "worker {worker} of {plan}");
+                several += usize::from(expected.len() > 1);
+            }
+        }
+    }
+    assert!(several > 100, "{several} workers with several items");
+    assert_eq!(emulator::take_reports(), [""; 0]);
 }

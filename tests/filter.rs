@@ -217,7 +217,11 @@ fn a_row_is_better_spread_than_independent_numbers() {
 fn neighbours_in_the_vocabulary_are_not_kept_or_dropped_together() {
     // Offsets of a tile's start and of places in it add up, as the kernels' immediates need it.
     for (start, place) in [(64, 63), (192, 17), (0xFFFF_FF00, 255), (1 << 20, 65)] {
-        assert_eq!(class_offset(start | place), class_offset(start).wrapping_add(class_offset(place)), "{start} {place}");
+        assert_eq!(
+            class_offset(start | place),
+            class_offset(start).wrapping_add(class_offset(place)),
+            "{start} {place}"
+        );
     }
     // Classes d apart whose numbers lie within 1/32 of each other: 1/16 of them by chance. In plain order all of them at
     // d = 21, 34 and 55, Fibonacci numbers.

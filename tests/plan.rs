@@ -1,8 +1,8 @@
 //! Plans of the CUDA backend, for GPUs that need not be there: what is cut is covered once, and every byte has its formula.
 
 use cut_cross_entropy::plan::{
-    BLOCK_N, BLOCK_V, DeviceInfo, Group, KERNELS, KernelFamily, Launch, LaunchPlan, MAX_PARTIALS, MAX_VOCAB, Step,
-    Workload,
+    BLOCK_N, BLOCK_V, DeviceInfo, Group, HopperTuning, KERNELS, KernelFamily, Launch, LaunchPlan, MAX_PARTIALS,
+    MAX_VOCAB, Step, Workload,
 };
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
@@ -99,7 +99,11 @@ fn every_tile_of_every_row_block_is_covered_once() {
             assert_eq!(launch.round, *round);
             let row_blocks = plan.workload.shape.tokens.div_ceil(BLOCK_N) as u32;
             match plan.hopper {
-                true => assert_eq!(launch.grid, [plan.device.sm_count.min(row_blocks * round.splits), 1]),
+                true => {
+                    assert_eq!(launch.kernel.cluster, plan.cluster);
+                    assert!(launch.grid[0] <= plan.device.sm_count && launch.grid[0] % plan.cluster == 0);
+                    assert_eq!(launch.grid, [plan.schedule(round).workers * plan.cluster, 1]);
+                }
                 false => assert_eq!(launch.grid, [row_blocks, round.splits]),
             }
         }
@@ -108,15 +112,133 @@ fn every_tile_of_every_row_block_is_covered_once() {
     assert!(plans_with_rounds > 1000, "{plans_with_rounds}");
 }
 
+fn tuned(cluster: bool) -> KernelFamily {
+    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), ..HopperTuning::default() })
+}
+
+/// Every (row block, tile) once, and every partial result once: computed, or said to be none.
+fn check_schedule(plan: &LaunchPlan) {
+    for round in &plan.rounds {
+        let schedule = plan.schedule(round);
+        let mut by_unit = vec![Vec::new(); schedule.units as usize];
+        let (mut busiest, mut shares) = (0, vec![vec![0; round.splits as usize]; schedule.units as usize]);
+        for worker in 0..schedule.workers {
+            let items = schedule.items(worker);
+            busiest = busiest.max(items.iter().map(|item| u64::from(item.tiles.end - item.tiles.start)).sum());
+            for item in items {
+                let of_unit = &mut shares[item.unit as usize];
+                of_unit[item.share as usize] += 1;
+                item.unused.for_each(|share| of_unit[share as usize] += 1);
+                by_unit[item.unit as usize].push(item.tiles);
+            }
+        }
+        assert!(shares.iter().flatten().all(|&owners| owners == 1), "{plan}");
+        for mut tiles in by_unit {
+            tiles.sort_by_key(|t| (t.start, t.end));
+            let end = tiles.iter().fold(round.first_tile, |end, t| {
+                assert_eq!(t.start, end, "{plan}");
+                t.end
+            });
+            assert_eq!(end, round.first_tile + round.num_tiles, "{plan}");
+        }
+        assert!(busiest <= schedule.busiest() && schedule.units * plan.cluster >= plan.row_blocks, "{plan}");
+    }
+}
+
+#[test]
+fn hopper_schedules_cover_every_row_block_and_tile_once() {
+    let mut clusters = [0, 0];
+    let alone_and_paired = |w: Workload| [w, w.with_kernels(tuned(false)), w.with_kernels(tuned(true))];
+    let odd = DeviceInfo { sm_count: 113, ..DeviceInfo::H100 };
+    let few = DeviceInfo { sm_count: 7, l2_bytes: 1 << 20, ..DeviceInfo::H100 };
+    for device in [DeviceInfo::H100, odd, few] {
+        for workload in workloads().into_iter().flat_map(alone_and_paired) {
+            if let Some(plan) = LaunchPlan::new(&workload, &device).ok().filter(|plan| plan.hopper) {
+                clusters[plan.cluster as usize - 1] += 1;
+                check_schedule(&plan);
+            }
+        }
+        for row_blocks in 1..=128 {
+            for cluster in [false, true] {
+                let workload = workload(row_blocks * BLOCK_N, 30_001, 1024).with_kernels(tuned(cluster));
+                check_schedule(&LaunchPlan::new(&workload, &device).expect("fits"));
+            }
+        }
+    }
+    assert!(clusters.iter().all(|&plans| plans > 200), "{clusters:?}");
+}
+
+#[test]
+fn clusters_are_chosen_where_they_take_less_time() {
+    let cluster = |tokens, kernels| {
+        let workload = workload(tokens, 128_256, 4096).with_kernels(kernels);
+        LaunchPlan::new(&workload, &DeviceInfo::H200).expect("fits").cluster
+    };
+    let auto = KernelFamily::Auto;
+    assert_eq!([1, 128].map(|tokens| cluster(tokens, auto)), [1, 1], "nobody to share with");
+    assert_eq!([129, 256, 8192, 16_384].map(|tokens| cluster(tokens, auto)), [2; 4], "an even number of row blocks");
+    assert_eq!(
+        [384, 1152].map(|tokens| cluster(tokens, auto)),
+        [1; 2],
+        "a row block of nothing costs more than it gains"
+    );
+    assert_eq!(cluster(16_384 - 128, auto), 2, "127 row blocks and one of nothing");
+    assert_eq!([128, 384].map(|tokens| cluster(tokens, tuned(true))), [2; 2]);
+    assert_eq!(cluster(8192, tuned(false)), 1);
+    let one = DeviceInfo { sm_count: 1, ..DeviceInfo::H100 };
+    let plan = LaunchPlan::new(&workload(256, 1000, 64).with_kernels(tuned(true)), &one).expect("fits");
+    assert_eq!(plan.cluster, 1, "a cluster needs two multiprocessors");
+}
+
+/// `cargo test --test plan waves -- --nocapture` prints the table.
+#[test]
+fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {
+    for (vocab, hidden) in [(128_256, 4096), (256_000, 2304), (151_936, 896), (32_000, 4096)] {
+        println!("V={vocab} D={hidden}: tokens, cluster, rounds, share of the time with a tile");
+        for row_blocks in 1..=128 {
+            let tokens = row_blocks * BLOCK_N;
+            let plan = LaunchPlan::new(&workload(tokens, vocab, hidden), &DeviceInfo::H200).expect("fits");
+            let busy = plan.utilisation();
+            println!("{tokens:>6} {} {} {:.1} %", plan.cluster, plan.rounds.len(), 100.0 * busy);
+            assert!(busy <= 1.0 && busy >= if tokens >= 1024 { 0.92 } else { 0.89 }, "{busy} at {plan}");
+        }
+    }
+}
+
+#[test]
+fn names_of_kernels_are_read_as_they_are_printed() {
+    let tuning = |cluster, lead, chunk_mib| KernelFamily::HopperTuned(HopperTuning { cluster, lead, chunk_mib });
+    let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
+    let all = [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper, some, others];
+    for kernels in all {
+        assert_eq!(kernels.to_string().parse(), Ok(kernels));
+    }
+    assert_eq!("hopper:cluster=on".parse(), Ok(tuned(true)));
+    for wrong in [
+        "",
+        "hoper",
+        "hopper:",
+        "hopper:lead=4",
+        "hopper:lead=-1",
+        "hopper:cluster",
+        "hopper:chunk=x",
+        "portable:lead=1",
+    ] {
+        assert!(wrong.parse::<KernelFamily>().is_err(), "{wrong}");
+    }
+}
+
 #[test]
 fn every_round_and_split_has_a_partial_result_of_its_own() {
     for plan in plans() {
         let mut next = 0;
+        // A merge reads them all again.
+        let most = plan.rounds.len() as u32 * (2 * plan.device.sm_count / plan.row_blocks.max(1) + 2);
         for round in &plan.rounds {
             assert_eq!(round.first_partial, next);
             next += round.splits;
         }
-        assert!(next as usize <= MAX_PARTIALS);
+        assert!(next as usize <= MAX_PARTIALS && next <= most.max(64), "{plan}");
         if !plan.rounds.is_empty() {
             let partial = plan.workspace.region("partial").expect("a forward has partial results");
             assert_eq!(partial.bytes, 16 * next as usize * plan.workload.shape.tokens);
@@ -163,7 +285,8 @@ fn launches_are_within_the_limits_of_their_device() {
             assert!(launch.grid[1] >= 1 && launch.grid[1] <= 65_535);
             assert!(kernel.entry_points().contains(&launch.entry_point));
             if kernel.cooperative {
-                let per_sm = plan.device.exact_blocks_per_sm[usize::from(plan.workload.dtype == DType::F32)];
+                let of_dtype = usize::from(plan.workload.dtype == DType::F32);
+                let per_sm = if kernel.is_hopper() { 1 } else { plan.device.exact_blocks_per_sm[of_dtype] };
                 assert_eq!(launch.grid, [plan.device.sm_count * per_sm, 1]);
             }
         }
@@ -199,7 +322,7 @@ fn sizes_are_their_formulas() {
         let element = plan.workload.dtype.size_in_bytes();
         let exact = |region: &cut_cross_entropy::plan::Region| match region.formula {
             "4" => 4,
-            "8" => 8,
+            "12" => 12,
             "64" => 64,
             "4 N" => 4 * n,
             "16 N" => 16 * n,
@@ -311,7 +434,8 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
     let wanted = [
         "N=8192 V=256000 D=2304 bf16 on H200",
         "round 2: 750 tiles of 256 classes",
-        "lce_forward_sm90_bf16",
+        "lce_forward_sm90_cluster_bf16",
+        "hopper: clusters of 2, lead 2, ",
         "lce_exact_bf16",
         "fill pool_count",
         "MiB  workspace",
@@ -341,6 +465,23 @@ fn the_hopper_kernels_are_chosen_where_they_fit_and_refused_where_they_do_not() 
         let error = hopper(&workload.with_kernels(KernelFamily::Hopper), &device).expect_err(reason);
         assert!(error.to_string().contains(reason), "{error}");
     }
+}
+
+#[test]
+fn the_exact_path_is_hoppers_where_every_row_takes_it() {
+    let exact = |workload: &Workload, kernels| {
+        let plan = LaunchPlan::new(&workload.with_kernels(kernels), &DeviceInfo::H200).expect("fits");
+        let launch = launches(&plan).find(|launch| launch.kernel.cooperative).expect("an exact kernel").clone();
+        (launch.entry_point.into_owned(), plan.exact_gradients_elements)
+    };
+    let sparse = workload(8192, 256_000, 2304);
+    let dense = Workload { options: CceOptions { filter: GradientFilter::Exact, ..sparse.options }, ..sparse };
+    let chunk = |chunk_mib| KernelFamily::HopperTuned(HopperTuning { chunk_mib, ..HopperTuning::default() });
+    assert_eq!(exact(&dense, KernelFamily::Auto), ("lce_exact_sm90_bf16".into(), 32 << 20)); // 64 MiB
+    assert_eq!(exact(&dense, chunk(16)), ("lce_exact_sm90_bf16".into(), 8 << 20));
+    assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
+    assert_eq!(exact(&dense, KernelFamily::Portable).0, "lce_exact_bf16");
+    assert_eq!(exact(&sparse, KernelFamily::Auto).0, "lce_exact_bf16"); // for rows that overflow
 }
 
 #[test]

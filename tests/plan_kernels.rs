@@ -89,7 +89,5 @@ fn threads_and_shared_memory_are_those_of_the_kernels() {
         let shared = found.iter().map(|(_, shared)| *shared).max();
         assert_eq!(shared, Some(kernel.shared), "{}", kernel.stem);
     }
-    // The forward of clusters waits for a device to be tried on.
-    compiled.retain(|name, _| !name.contains("_sm90_cluster"));
     assert!(compiled.is_empty(), "kernels that no plan knows: {:?}", compiled.keys());
 }

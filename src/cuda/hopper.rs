@@ -22,7 +22,8 @@ pub(super) struct LceHopperArgs {
     /// C [V, D] in boxes of 128 rows (exact path: 64).
     classifier: TensorMap,
     sweep_blocks: u32,
-    padding: [u32; 15],
+    lead: u32,
+    padding: [u32; 14],
 }
 
 // SAFETY: plain data, laid out as the kernel declares it.
@@ -45,7 +46,8 @@ impl LceHopperArgs {
             embeddings: [e(box_rows)?, e(8)?, e(1)?],
             classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, box_rows)?,
             sweep_blocks: plan.sweep_blocks,
-            padding: [0; 15],
+            lead: plan.workload.kernels.tuning().lead,
+            padding: [0; 14],
         })
     }
 }
@@ -95,6 +97,7 @@ mod tests {
         assert_eq!(offset_of!(LceHopperArgs, embeddings), maps);
         assert_eq!(offset_of!(LceHopperArgs, classifier), maps + 3 * 128);
         assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 4 * 128);
+        assert_eq!(offset_of!(LceHopperArgs, lead), maps + 4 * 128 + 4);
         assert_eq!(size_of::<LceHopperArgs>(), maps + 5 * 128 - 64);
     }
 }

@@ -5,9 +5,11 @@ use super::arguments::{Addresses, planned};
 use super::hopper::LceHopperArgs;
 use super::module::driver;
 use super::{Cuda, DeviceMemory, Outputs, Saved};
-use crate::plan::{Group, LaunchPlan, Step};
+use crate::plan::{Group, Kernel, LaunchPlan, Step};
 use crate::{Error, GradientSinks, Problem, Result, Upstream};
-use cudarc::driver::{CudaSlice, DeviceRepr, LaunchConfig, PushKernelArg, result};
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result, sys,
+};
 
 // SAFETY: plain data, laid out as the kernels declare it.
 unsafe impl DeviceRepr for LceArgs {}
@@ -112,16 +114,24 @@ unsafe fn submit(
                     block_dim: (launch.kernel.threads, 1, 1),
                     shared_mem_bytes: launch.kernel.shared,
                 };
-                let hopper = launch.kernel.is_hopper().then(|| LceHopperArgs::new(args, plan, &launch.kernel)).transpose()?;
+                let hopper =
+                    launch.kernel.is_hopper().then(|| LceHopperArgs::new(args, plan, &launch.kernel)).transpose()?;
                 let mut builder = stream.launch_builder(function);
                 match &hopper {
                     Some(hopper) => builder.arg(hopper),
                     None => builder.arg(&args),
                 };
                 // SAFETY: the one argument is the one that the kernel declares, and its addresses are the caller's
-                // promise; the grid of a cooperative kernel is at most what the device holds (the plan saw to it).
+                // promise; the grid of a cooperative kernel is at most what the device holds, that of clusters a multiple
+                // of their blocks (the plan saw to it).
                 let done = unsafe {
-                    if launch.kernel.cooperative { builder.launch_cooperative(config) } else { builder.launch(config) }
+                    match (&hopper, launch.kernel) {
+                        (Some(argument), Kernel { cluster: 2.., .. }) => {
+                            launch_clusters(stream, function, config, launch.kernel.cluster, argument)
+                        }
+                        (_, Kernel { cooperative: true, .. }) => builder.launch_cooperative(config).map(drop),
+                        _ => builder.launch(config).map(drop),
+                    }
                 };
                 done.map_err(|error| match driver("cuLaunchKernel")(error) {
                     Error::Device { reason, .. } => Error::Device { call: launch.entry_point.clone(), reason },
@@ -132,4 +142,40 @@ unsafe fn submit(
         }
     }
     Ok(())
+}
+
+/// A launch of clusters, which cudarc's builder does not know.
+///
+/// # Safety
+/// As for any launch: `argument` is what the kernel declares, and what it points to is there until the kernel is done.
+unsafe fn launch_clusters(
+    stream: &CudaStream,
+    function: &CudaFunction,
+    config: LaunchConfig,
+    cluster: u32,
+    argument: &LceHopperArgs,
+) -> std::result::Result<(), DriverError> {
+    // SAFETY: plain data, of whose union only the cluster's dimensions are read.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute.value.clusterDim.x = cluster;
+    attribute.value.clusterDim.y = 1;
+    attribute.value.clusterDim.z = 1;
+    let (grid, block) = (config.grid_dim, config.block_dim);
+    let config = sys::CUlaunchConfig {
+        gridDimX: grid.0,
+        gridDimY: grid.1,
+        gridDimZ: grid.2,
+        blockDimX: block.0,
+        blockDimY: block.1,
+        blockDimZ: block.2,
+        sharedMemBytes: config.shared_mem_bytes,
+        hStream: stream.cu_stream(),
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    let mut parameters = [std::ptr::from_ref(argument).cast_mut().cast()];
+    // SAFETY: the driver reads the configuration, one attribute and one argument before it returns; the rest is the caller's.
+    unsafe { sys::cuLaunchKernelEx(&config, function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut()) }
+        .result()
 }

@@ -29,6 +29,8 @@ pub struct Kernel {
     pub shared: u32,
     /// Synchronises its whole grid.
     pub cooperative: bool,
+    /// Blocks of a cluster; 1: there are none.
+    pub cluster: u32,
 }
 
 macro_rules! kernels {
@@ -39,6 +41,7 @@ macro_rules! kernels {
             threads: $threads,
             shared: $shared,
             cooperative: matches!(stringify!($name).as_bytes(), b"EXACT" | b"EXACT_HOPPER"),
+            cluster: if matches!(stringify!($name).as_bytes(), b"FORWARD_HOPPER_CLUSTER") { 2 } else { 1 },
         };)*
         /// Every kernel.
         pub const KERNELS: &[Kernel] = &[$($name),*];
@@ -53,6 +56,7 @@ kernels! {
     BOUND = "lce_bound" One 256 0;
     FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82448;
     FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 215040;
+    FORWARD_HOPPER_CLUSTER = "lce_forward_sm90_cluster" HalfTypes 384 215040;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
     FILTER = "lce_filter" One 256 3104;
@@ -85,7 +89,7 @@ impl Kernel {
 
     /// Whether it runs on compute capability 9.0 alone.
     pub fn is_hopper(&self) -> bool {
-        self.stem.ends_with("_sm90")
+        self.stem.contains("_sm90")
     }
 
     /// Every entry point that must exist.

@@ -2,14 +2,18 @@
 //! arithmetic, without a GPU; `cce info --device h200` prints it.
 
 mod device;
+mod family;
 mod kernels;
 mod rounds;
+mod schedule;
 mod workspace;
 
 pub use device::DeviceInfo;
+pub use family::{HopperTuning, KernelFamily};
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
 use rounds::Workers;
+pub use schedule::{Item, Schedule};
 pub use workspace::{Group, Region, Workspace};
 
 use crate::memory::Buffer;
@@ -21,8 +25,8 @@ use workspace::{Sizes, padded_rows};
 pub const BLOCK_N: usize = 128;
 /// Classes of a tile of logits.
 pub const BLOCK_V: usize = 128;
-/// Most (round, split) pairs of a forward.
-pub const MAX_PARTIALS: usize = 64;
+/// Most (round, split) pairs of a forward: room for every block of a device in each round, where there is one row block.
+pub const MAX_PARTIALS: usize = 1024;
 /// A candidate packs its class below its row in the block.
 pub const MAX_VOCAB: usize = 1 << 25;
 /// Parts into which sums over all rows or classes are cut.
@@ -35,8 +39,8 @@ const CANDIDATE_BYTES: usize = 20 * MIB;
 /// Room for candidates that each row has at least: what rows of a trained model keep on average at ε = 2^-10 is below
 /// 100, on an under-trained one 304 (measured, DESIGN.md). Rows share the room of their block.
 const LEAST_ROOM: usize = 320;
-/// Bytes of the logit gradients of a chunk of classes on the exact path: where it is the only path, and where it serves the
-/// rows that overflow.
+/// Bytes of the logit gradients of a chunk of classes on the exact path: where it is the only path (on Hopper
+/// [`HopperTuning::chunk_mib`]), and where it serves the rows that overflow.
 const DENSE_CHUNK_BYTES: usize = 32 * MIB;
 const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
@@ -46,18 +50,10 @@ const OVERFLOW_PANEL: usize = 1024;
 const HOPPER_TILE: usize = 256;
 /// Share of the last cache that the rows of E of a sweep may take, in percent; the classifier streams through the rest.
 const SWEEP_PERCENT: usize = 80;
-
-/// Which kernels compute the forward and, where every row takes it, the exact path; the others are the same everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KernelFamily {
-    /// Hopper's where the device is one and the inputs fit them, else the portable ones.
-    #[default]
-    Auto,
-    /// `cp.async` and `mma.sync`: every GPU from Ampere on, every input.
-    Portable,
-    /// TMA and `wgmma`: compute capability 9.0; f16 or bf16, rows that start at multiples of 16 bytes, D > 0.
-    Hopper,
-}
+/// Blocks of a cluster of the Hopper forward, and the time that it takes for a tile next to a block by itself: predicted, see
+/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones above 32.
+const CLUSTER: u32 = 2;
+const CLUSTER_TIME: f64 = 0.97;
 
 /// What a plan depends on, besides the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,7 +91,7 @@ impl Workload {
         let reasons = [
             (device.compute_capability != (9, 0), "the device has not compute capability 9.0"),
             (
-                device.shared_per_block < kernels::FORWARD_HOPPER.shared as usize,
+                device.shared_per_block < kernels::EXACT_HOPPER.shared.max(kernels::FORWARD_HOPPER.shared) as usize,
                 "the device has too little shared memory",
             ),
             (self.dtype == DType::F32, "the inputs are f32"),
@@ -170,6 +166,8 @@ pub struct LaunchPlan {
     pub hopper: bool,
     /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
     pub sweep_blocks: u32,
+    /// Blocks of a cluster of Hopper's forward: 2, or 1 for none.
+    pub cluster: u32,
     /// Rounds of the forward.
     pub rounds: Vec<Round>,
     /// The forward, in order.
@@ -200,27 +198,28 @@ impl LaunchPlan {
         let hopper = match (workload.kernels, workload.unfit_for_hopper(device)) {
             (KernelFamily::Portable, _) | (KernelFamily::Auto, Some(_)) => false,
             (_, None) => true,
-            (KernelFamily::Hopper, Some(reason)) => {
+            (KernelFamily::Hopper | KernelFamily::HopperTuned(_), Some(reason)) => {
                 let reason = format!("the Hopper kernels were asked for, but {reason}");
                 return Err(Error::Device { call: "plan".into(), reason });
             }
         };
-        let row_block_bytes = BLOCK_N * hidden * workload.dtype.size_in_bytes();
-        let sweep_blocks = (device.l2_bytes * SWEEP_PERCENT / 100 / row_block_bytes.max(1)).clamp(1, u32::MAX as usize);
-        let (tile, workers) = match hopper {
-            true => (HOPPER_TILE, Workers::Persistent { blocks: device.sm_count.into(), sweep: sweep_blocks as u64 }),
+        let row_bytes = hidden * workload.dtype.size_in_bytes();
+        let sweep_blocks = schedule::sweep_blocks(device.l2_bytes, SWEEP_PERCENT, row_bytes) as u32;
+        let (rounds, cluster) = match hopper {
+            true => hopper_rounds(workload, device, sweep_blocks, capture),
             false => {
                 // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
                 let most = if workload.dtype == DType::F32 { 1 } else { 2 };
                 let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
-                (BLOCK_V, Workers::Splits { resident: resident.into() })
+                let workers = Workers::Splits { resident: resident.into() };
+                (rounds::plan(vocab, BLOCK_V, row_blocks, workers, capture).0, 1)
             }
         };
-        let rounds = rounds::plan(vocab, tile, row_blocks, workers, capture);
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
         let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
         let element = workload.dtype.size_in_bytes();
         let (panel, chunk_bytes) = match dense {
+            true if hopper => (padded_rows(tokens), workload.kernels.tuning().chunk_mib as usize * MIB),
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
             false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
         };
@@ -254,7 +253,8 @@ impl LaunchPlan {
             exact_panel_rows: panel as u32,
             exact_gradients_elements: gradients_elements,
             hopper,
-            sweep_blocks: sweep_blocks as u32,
+            sweep_blocks,
+            cluster,
             rounds,
             forward: Vec::new(),
             backward: Vec::new(),
@@ -265,6 +265,22 @@ impl LaunchPlan {
             plan.plan_backward(gradients[0], columns, smoothing && !dense, hidden);
         }
         Ok(plan)
+    }
+
+    /// Who takes which tiles of a round, in Hopper's forward.
+    pub fn schedule(&self, round: &Round) -> Schedule {
+        let Round { first_tile, num_tiles, splits, .. } = *round;
+        let all = Schedule::new(self.device.sm_count, self.cluster, self.row_blocks, self.sweep_blocks);
+        let workers = all.workers.min(all.units.saturating_mul(splits));
+        Schedule { workers, first_tile, num_tiles, most_shares: splits, ..all }
+    }
+
+    /// Share of the time of Hopper's forward that its multiprocessors have a tile to work on, were they all equally fast: the
+    /// rest is what does not divide, and the second row block of a cluster where there is none.
+    pub fn utilisation(&self) -> f64 {
+        let busiest: u64 = self.rounds.iter().map(|round| self.schedule(round).busiest()).sum();
+        let tiles: u64 = self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum();
+        (u64::from(self.row_blocks) * tiles) as f64 / (u64::from(self.device.sm_count) * busiest) as f64
     }
 
     fn plan_forward(&mut self, smoothing: bool) {
@@ -280,16 +296,17 @@ impl LaunchPlan {
         }
         for (index, round) in self.rounds.iter().enumerate() {
             if self.capture && index > 0 {
-                steps.launch_round(kernels::BOUND, rows(256), *round);
+                steps.launch_round(kernels::BOUND, rows(32), *round);
             }
             if self.hopper {
-                let blocks = self.device.sm_count.min(self.row_blocks.saturating_mul(round.splits));
-                steps.launch_round(kernels::FORWARD_HOPPER, [blocks, 1], *round);
+                let clusters = self.cluster > 1;
+                let kernel = if clusters { kernels::FORWARD_HOPPER_CLUSTER } else { kernels::FORWARD_HOPPER };
+                steps.launch_round(kernel, [self.cluster * self.schedule(round).workers, 1], *round);
             } else {
                 steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
             }
         }
-        steps.launch(kernels::COMBINE, rows(256));
+        steps.launch(kernels::COMBINE, rows(32));
         steps.launch(kernels::REDUCE_LOSS, [1, 1]);
         if self.capture {
             steps.launch(kernels::FILTER, [self.row_blocks, 1]);
@@ -370,6 +387,24 @@ impl Steps {
     }
 }
 
+/// Rounds of Hopper's forward, and the blocks of a cluster: what is asked for, else what takes less time.
+fn hopper_rounds(workload: &Workload, device: &DeviceInfo, sweep_blocks: u32, capture: bool) -> (Vec<Round>, u32) {
+    let Shape { tokens, vocab, .. } = workload.shape;
+    let row_blocks = tokens.div_ceil(BLOCK_N);
+    let rounds = |cluster| {
+        let schedule = Schedule::new(device.sm_count, cluster, row_blocks as u32, sweep_blocks);
+        rounds::plan(vocab, HOPPER_TILE, row_blocks, Workers::Persistent(schedule), capture)
+    };
+    let (alone, time_alone) = rounds(1);
+    let asked = workload.kernels.tuning().cluster;
+    if device.sm_count < CLUSTER || asked == Some(false) {
+        return (alone, 1);
+    }
+    let (paired, time_paired) = rounds(CLUSTER);
+    let faster = row_blocks >= CLUSTER as usize && CLUSTER_TIME * time_paired < time_alone;
+    if asked == Some(true) || faster { (paired, CLUSTER) } else { (alone, 1) }
+}
+
 fn limit(what: &str, found: usize, most: usize) -> Error {
     Error::Device { call: "plan".into(), reason: format!("{what}: {found}, at most {most}") }
 }
@@ -422,9 +457,20 @@ impl std::fmt::Display for LaunchPlan {
         for (index, round) in self.rounds.iter().enumerate() {
             writeln!(
                 f,
-                "  round {index}: {} tiles of {} classes from {}, {} row blocks x {} splits",
-                round.num_tiles, round.tile, round.first_tile, self.row_blocks, round.splits
+                "  round {index}: {} tiles of {} classes from {}, {} row blocks x {}{} splits",
+                round.num_tiles,
+                round.tile,
+                round.first_tile,
+                self.row_blocks,
+                if self.hopper { "up to " } else { "" },
+                round.splits
             )?;
+        }
+        if self.hopper {
+            let HopperTuning { lead, .. } = self.workload.kernels.tuning();
+            let clusters = if self.cluster > 1 { "clusters of 2" } else { "no clusters" };
+            let busy = 100.0 * self.utilisation();
+            writeln!(f, "  hopper: {clusters}, lead {lead}, {busy:.1} % of the multiprocessors' time has a tile")?;
         }
         match (self.capture, self.dense) {
             (true, _) => writeln!(f, "  candidates: room for {} in each row block", self.block_entries)?,

@@ -12,13 +12,16 @@
 //! Candidates are tested against a lower bound of the row's log-sum-exp. What earlier rounds have summed is such a bound,
 //! so rounds grow: the first is short, and the last, which is most of the vocabulary, is tested well.
 
-use super::MAX_PARTIALS;
+use super::{MAX_PARTIALS, Schedule};
 
 /// Where the rounds of a forward that captures end, in sixteenths of the vocabulary.
 const ROUND_ENDS: [usize; 3] = [1, 4, 16];
 
 /// More rounds are worth this much more time, by the model below.
 const WORTH: f64 = 1.05;
+
+/// Partial results that a forward may have anyway. More are for filling the device once: each is read again, and kept in memory.
+const FEW_PARTIALS: usize = 64;
 
 /// What a block does before its first tile and after its last, in tiles.
 const OVERHEAD: f64 = 0.5;
@@ -53,25 +56,23 @@ impl Round {
 pub(super) enum Workers {
     /// A block of threads for each row block and split; so many run at once.
     Splits { resident: u64 },
-    /// So many blocks that stay, and share out whatever there is. At most `sweep` row blocks go through the vocabulary
-    /// together.
-    Persistent { blocks: u64, sweep: u64 },
+    /// Blocks that stay, and share out whatever there is.
+    Persistent(Schedule),
 }
 
-/// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks.
+/// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks, with the time that they take, in tiles.
 ///
 /// With capture, the largest number of rounds that is not slower than fewer rounds by more than five percent.
-pub(super) fn plan(vocab: usize, tile: usize, row_blocks: usize, workers: Workers, capture: bool) -> Vec<Round> {
+pub(super) fn plan(vocab: usize, tile: usize, row_blocks: usize, workers: Workers, capture: bool) -> (Vec<Round>, f64) {
     let tiles = vocab.div_ceil(tile);
     if tiles == 0 || row_blocks == 0 {
-        return Vec::new();
+        return (Vec::new(), 0.0);
     }
     let most = if capture { ROUND_ENDS.len() } else { 1 };
     let candidates: Vec<(Vec<Round>, f64)> =
         (1..=most).map(|count| rounds(tiles, tile, count, row_blocks as u64, workers)).collect();
     let best = candidates.iter().map(|c| c.1).fold(f64::INFINITY, f64::min);
-    let chosen = candidates.into_iter().rev().find(|c| c.1 <= WORTH * best);
-    chosen.map(|c| c.0).unwrap_or_default()
+    candidates.into_iter().rev().find(|c| c.1 <= WORTH * best).unwrap_or_default()
 }
 
 /// The last `count` of the rounds, and the time that they take, in tiles.
@@ -86,12 +87,14 @@ fn rounds(tiles: usize, tile: usize, count: usize, row_blocks: u64, workers: Wor
             continue; // fewer tiles than rounds
         }
         let (splits, of_round) = match workers {
-            Workers::Splits { resident } => waves(share, row_blocks, resident, most.min(share)),
-            Workers::Persistent { blocks, sweep } => {
-                // Whole shares for each row block of a sweep, and one for the blocks that are left over.
-                let splits = (blocks / row_blocks.min(sweep).max(1) + 1).min(most.min(share) as u64) as usize;
-                let longest = (share as u64 * row_blocks).div_ceil(blocks.min(row_blocks * splits as u64));
-                (splits, longest as f64 + OVERHEAD)
+            Workers::Splits { resident } => {
+                let once = resident.div_ceil(row_blocks) as usize;
+                waves(share, row_blocks, resident, most.min(once.max(FEW_PARTIALS / count)).min(share))
+            }
+            Workers::Persistent(schedule) => {
+                let splits = (schedule.useful_shares() as usize).min(most.min(share));
+                let round = Schedule { num_tiles: share as u32, most_shares: splits as u32, ..schedule };
+                (splits, round.busiest() as f64 + OVERHEAD)
             }
         };
         time += of_round;

@@ -3,6 +3,7 @@
 #
 #   ./run.sh                       parity, compute-sanitizer, bench
 #   ./run.sh parity sanitizer      these steps alone
+#   ./run.sh tune                  the Hopper forward with and without clusters, and with leads of 0, 2 and 3 steps
 #   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
 #
 #   PARITY_FILTER=word             only the parity tests whose names have it
@@ -17,7 +18,7 @@ steps=()
 for argument in "$@"; do
     case $argument in
         --emulated) emulated=yes ;;
-        parity | sanitizer | bench) steps+=("$argument") ;;
+        parity | sanitizer | bench | tune) steps+=("$argument") ;;
         *) echo "unknown argument $argument" >&2; exit 2 ;;
     esac
 done
@@ -135,9 +136,24 @@ bench() {
     [ -n "$watcher" ] && kill "$watcher" 2>/dev/null
 }
 
+# What no planner should have to guess: every choice in one process, in turn within a round. The forward alone, and with capture.
+tune() {
+    local common=(bench --backend cuda --methods evaluation,unbiased) kernels shapes
+    for kernels in hopper:cluster=on,lead={0,2,3} hopper:cluster=off,lead={0,2,3}; do common+=(--kernels "$kernels"); done
+    if [ $emulated = yes ]; then
+        step tune-emulated ./bin/cce "${common[@]}" --shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1 \
+            --csv "$record/tune.csv" ${BENCH_ARGS:-}
+        return
+    fi
+    for shapes in "gemma2_2b --softcap 0,30" "llama3_8b --tokens 1024,8192" "qwen2_5_0_5b"; do
+        # shellcheck disable=SC2086
+        step "tune-${shapes%% *}" ./bin/cce "${common[@]}" --shape $shapes --rounds 20 --csv "$record/tune-${shapes%% *}.csv" ${BENCH_ARGS:-}
+    done
+}
+
 for name in "${steps[@]}"; do
     # What is wrong is not timed.
-    if [ "$name" = bench ] && [ ${#failed[@]} -gt 0 ]; then
+    if [[ $name = bench || $name = tune ]] && [ ${#failed[@]} -gt 0 ]; then
         echo "no bench after failures"
         break
     fi

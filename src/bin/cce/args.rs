@@ -17,7 +17,7 @@ pub enum BackendArg {
 
 impl BackendArg {
     /// The backend, or why there is none.
-    pub fn open(self, kernels: KernelsArg) -> anyhow::Result<AnyBackend> {
+    pub fn open(self, kernels: KernelFamily) -> anyhow::Result<AnyBackend> {
         match self {
             BackendArg::Cpu => Ok(AnyBackend::Cpu(Cpu)),
             BackendArg::Cuda => AnyBackend::cuda(kernels),
@@ -38,12 +38,12 @@ pub enum AnyBackend {
 impl AnyBackend {
     /// The first GPU, or why there is none.
     #[cfg(feature = "cuda")]
-    pub fn cuda(kernels: KernelsArg) -> anyhow::Result<Self> {
-        Ok(AnyBackend::Cuda(cut_cross_entropy::CudaStaged::new(0)?.with_kernels(kernels.into())))
+    pub fn cuda(kernels: KernelFamily) -> anyhow::Result<Self> {
+        Ok(AnyBackend::Cuda(cut_cross_entropy::CudaStaged::new(0)?.with_kernels(kernels)))
     }
     /// The first GPU, or why there is none.
     #[cfg(not(feature = "cuda"))]
-    pub fn cuda(_kernels: KernelsArg) -> anyhow::Result<Self> {
+    pub fn cuda(_kernels: KernelFamily) -> anyhow::Result<Self> {
         anyhow::bail!("this build has no CUDA backend: rebuild with `--features cli,cuda`, or use --backend cpu")
     }
 
@@ -65,27 +65,6 @@ impl AnyBackend {
                 let workload = cut_cross_entropy::plan::Workload::new(problem, false);
                 Ok(cuda.cuda().plan(&workload)?.workspace.peak_bytes())
             }
-        }
-    }
-}
-
-/// Which CUDA kernels compute the forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum KernelsArg {
-    /// Hopper's where the device is one and the inputs fit, else the portable ones.
-    Auto,
-    /// Those for every GPU from Ampere on.
-    Portable,
-    /// TMA and wgmma, for compute capability 9.0.
-    Hopper,
-}
-
-impl From<KernelsArg> for KernelFamily {
-    fn from(arg: KernelsArg) -> KernelFamily {
-        match arg {
-            KernelsArg::Auto => KernelFamily::Auto,
-            KernelsArg::Portable => KernelFamily::Portable,
-            KernelsArg::Hopper => KernelFamily::Hopper,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! `cce info`: what this build and this machine have, and the plan for a shape.
 
-use crate::args::{DTypeArg, FilterArg, KernelsArg, parse_eps};
+use crate::args::{DTypeArg, FilterArg, parse_eps};
 use crate::common::shapes::{self, NAMED_SHAPES};
 use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
-use cut_cross_entropy::plan::{DeviceInfo, LaunchPlan, Workload};
+use cut_cross_entropy::plan::{DeviceInfo, KernelFamily, LaunchPlan, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
 /// Version, backends, devices, named shapes, and the plan for one shape.
@@ -37,9 +37,10 @@ pub struct InfoArgs {
     /// or rtx5090.
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Which CUDA kernels to plan with.
-    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
-    kernels: KernelsArg,
+    /// Which CUDA kernels to plan with: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
+    /// would not choose.
+    #[arg(long, default_value_t = KernelFamily::Auto)]
+    kernels: KernelFamily,
 }
 
 /// Runs the subcommand.
@@ -80,7 +81,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         None => present.ok(),
     };
     if let Some(device) = device {
-        let workload = Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels.into() };
+        let workload = Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels };
         println!("\nplan for {label}: {}", LaunchPlan::new(&workload, &device)?);
     }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;

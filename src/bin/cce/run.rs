@@ -1,11 +1,12 @@
 //! `cce run`: the loss and its gradients of tensors in a file.
 
-use crate::args::{AnyBackend, BackendArg, FilterArg, GradientDTypeArg, KernelsArg, ReductionArg, parse_eps};
+use crate::args::{AnyBackend, BackendArg, FilterArg, GradientDTypeArg, ReductionArg, parse_eps};
 use crate::heap;
 use crate::system_memory;
 use crate::tensors::{self, Output, Tensor, TensorFile};
 use anyhow::ensure;
 use clap::Args;
+use cut_cross_entropy::plan::KernelFamily;
 use cut_cross_entropy::{
     Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix, Problem,
     Reduction, Upstream, cce_backward, cce_forward,
@@ -30,9 +31,10 @@ pub struct RunArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     backend: BackendArg,
-    /// Which CUDA kernels compute the forward.
-    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
-    kernels: KernelsArg,
+    /// Which CUDA kernels compute the forward: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
+    /// would not choose.
+    #[arg(long, default_value_t = KernelFamily::Auto)]
+    kernels: KernelFamily,
     /// Which entries of the softmax take part in the gradients.
     #[arg(long, value_enum, default_value_t = FilterArg::Unbiased)]
     filter: FilterArg,

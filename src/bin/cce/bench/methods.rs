@@ -2,15 +2,16 @@
 
 use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
+use cut_cross_entropy::plan::KernelFamily;
 use cut_cross_entropy::{CceOptions, GradientFilter, Telemetry};
 
 /// A way to compute the loss and both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
-    /// This library.
-    Ours(GradientFilter),
+    /// This library, by these kernels where they are a GPU's.
+    Ours(GradientFilter, KernelFamily),
     /// This library's forward without capture: the loss alone.
-    Evaluation,
+    Evaluation(KernelFamily),
     /// Logits in memory.
     Baseline,
 }
@@ -22,23 +23,36 @@ impl Method {
             exact if exact.fract() == 0.0 => format!("2^{exact}"),
             _ => eps.to_string(),
         };
-        match self {
-            Method::Ours(GradientFilter::Exact) => "exact".into(),
-            Method::Ours(GradientFilter::Unbiased { eps, .. }) => format!("unbiased {}", power(*eps)),
-            Method::Ours(GradientFilter::Threshold { eps }) => format!("threshold {}", power(*eps)),
-            Method::Evaluation => "evaluation".into(),
+        let method = match self {
+            Method::Ours(GradientFilter::Exact, _) => "exact".into(),
+            Method::Ours(GradientFilter::Unbiased { eps, .. }, _) => format!("unbiased {}", power(*eps)),
+            Method::Ours(GradientFilter::Threshold { eps }, _) => format!("threshold {}", power(*eps)),
+            Method::Evaluation(_) => "evaluation".into(),
             Method::Baseline => "materialising".into(),
+        };
+        match self.kernels() {
+            KernelFamily::Auto => method,
+            // A comma would be a column of its own in the record.
+            kernels => format!("{method} {}", kernels.to_string().replace(',', " ")),
+        }
+    }
+
+    /// Which kernels a GPU computes it by.
+    pub fn kernels(&self) -> KernelFamily {
+        match self {
+            Method::Ours(_, kernels) | Method::Evaluation(kernels) => *kernels,
+            Method::Baseline => KernelFamily::Auto,
         }
     }
 
     /// Whether it has a backward.
     pub fn has_backward(&self) -> bool {
-        *self != Method::Evaluation
+        !matches!(self, Method::Evaluation(_))
     }
 
     /// What the gradients are of.
     pub fn filter(&self) -> GradientFilter {
-        if let Method::Ours(filter) = self { *filter } else { GradientFilter::Exact }
+        if let Method::Ours(filter, _) = self { *filter } else { GradientFilter::Exact }
     }
 
     /// As the library takes it.

@@ -11,12 +11,13 @@ mod report;
 mod timing;
 mod workloads;
 
-use crate::args::{BackendArg, DTypeArg, KernelsArg, parse_eps};
+use crate::args::{BackendArg, DTypeArg, parse_eps};
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
 use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use cut_cross_entropy::memory::Buffer;
+use cut_cross_entropy::plan::KernelFamily;
 use cut_cross_entropy::{GradientFilter, Telemetry};
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::Machine;
@@ -60,6 +61,10 @@ pub struct BenchArgs {
     /// What to time, separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "unbiased,exact,baseline")]
     methods: Vec<MethodArg>,
+    /// CUDA kernels to time the methods by: auto, portable, hopper, `hopper:cluster=off,lead=3`. Given several times, each method
+    /// is timed by each, in turn within a round.
+    #[arg(long, default_value = "auto")]
+    kernels: Vec<KernelFamily>,
     /// Threshold on probabilities of the unbiased and threshold filters; `2^-10` is understood.
     #[arg(long, value_parser = parse_eps, default_value = "2^-10")]
     eps: f32,
@@ -106,23 +111,38 @@ enum MethodArg {
 }
 
 impl MethodArg {
-    fn method(self, eps: f32) -> Method {
+    fn method(self, eps: f32, kernels: KernelFamily) -> Method {
         match self {
-            MethodArg::Unbiased => Method::Ours(GradientFilter::Unbiased { eps, seed: 0 }),
-            MethodArg::Exact => Method::Ours(GradientFilter::Exact),
-            MethodArg::Threshold => Method::Ours(GradientFilter::Threshold { eps }),
-            MethodArg::Evaluation => Method::Evaluation,
+            MethodArg::Unbiased => Method::Ours(GradientFilter::Unbiased { eps, seed: 0 }, kernels),
+            MethodArg::Exact => Method::Ours(GradientFilter::Exact, kernels),
+            MethodArg::Threshold => Method::Ours(GradientFilter::Threshold { eps }, kernels),
+            MethodArg::Evaluation => Method::Evaluation(kernels),
             MethodArg::Baseline => Method::Baseline,
         }
     }
 }
 
+/// Each method by each choice of kernels; the baseline has none.
+fn methods(args: &BenchArgs) -> Vec<Method> {
+    let mut methods = Vec::new();
+    for &kernels in &args.kernels {
+        for method in args.methods.iter().map(|method| method.method(args.eps, kernels)) {
+            if !methods.contains(&method) {
+                methods.push(method);
+            }
+        }
+    }
+    methods
+}
+
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let by_default = args.kernels.iter().all(|kernels| *kernels == KernelFamily::Auto);
+    ensure!(by_default || args.backend == BackendArg::Cuda, "--kernels is for --backend cuda");
     let machine = Machine::open(args.backend)?;
     let revision = option_env!("CCE_REVISION").unwrap_or("unknown");
     println!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"));
-    let methods: Vec<Method> = args.methods.iter().map(|m| m.method(args.eps)).collect();
+    let methods = methods(args);
     let progress = progress_bar();
     let mut reports = Vec::new();
     if let Some(path) = &args.input {
@@ -185,7 +205,7 @@ fn bench(
     progress.set_message(format!("{name} {dtype}: verifying"));
     let mut reports = verify(runner, workload, &possible, progress)?;
     if args.gradient_error {
-        gradient_error::print(machine.backend().open(KernelsArg::Auto)?.host(), workload, args.seeds, progress)?;
+        gradient_error::print(machine.backend().open(KernelFamily::Auto)?.host(), workload, args.seeds, progress)?;
     }
     if args.rounds == 0 {
         return Ok(None);

@@ -4,10 +4,11 @@ mod cases;
 mod compare;
 mod filtered;
 
-use crate::args::{AnyBackend, KernelsArg};
+use crate::args::AnyBackend;
 use cases::{Case, Data};
 use clap::Args;
 use compare::{Comparison, worse};
+use cut_cross_entropy::plan::KernelFamily;
 use cut_cross_entropy::reference::{Reference, ReferenceUpstream};
 use cut_cross_entropy::{
     Backend, Cpu, DType, Forward, GradientFilter, Gradients, Host, Problem, Reduction, Upstream, cce_backward,
@@ -23,9 +24,10 @@ pub struct VerifyArgs {
     /// Run only cases whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Which CUDA kernels to verify.
-    #[arg(long, value_enum, default_value_t = KernelsArg::Auto)]
-    kernels: KernelsArg,
+    /// Which CUDA kernels to verify: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
+    /// would not choose.
+    #[arg(long, default_value_t = KernelFamily::Auto)]
+    kernels: KernelFamily,
     /// Print only the cases that are wrong.
     #[arg(long)]
     quiet: bool,

@@ -277,17 +277,18 @@ impl<'a> CudaRunner<'a> {
             &self.targets,
         );
         let options = method.options(self.workload.softcap);
+        let cuda = device.cuda.clone().with_kernels(method.kernels());
         let sinks = GradientSinks {
             embeddings: Sink::Overwrite(self.d_embeddings.as_mut()),
             classifier: Sink::Overwrite(self.d_classifier.as_mut()),
             bias: Sink::Skip,
         };
         let (step, peak_bytes) = device.peak(|| {
-            let (forward, forward_time) = device.timed(|| Ok(cce_forward(&device.cuda, &inputs, &options)?))?;
+            let (forward, forward_time) = device.timed(|| Ok(cce_forward(&cuda, &inputs, &options)?))?;
             let (mut backward, mut telemetry) = (Seconds::default(), Telemetry::default());
             if method.has_backward() {
                 let upstream = Upstream::default();
-                let run = || Ok(cce_backward_into(&device.cuda, &inputs, &forward, &upstream, sinks)?);
+                let run = || Ok(cce_backward_into(&cuda, &inputs, &forward, &upstream, sinks)?);
                 let (counters, time) = device.timed(run)?;
                 (backward, telemetry) = (time, counters.read()?);
             }
@@ -380,7 +381,7 @@ impl Runner for CudaRunner<'_> {
         }
         let problem = Problem::new(&self.workload.inputs(), &method.options(self.workload.softcap))?;
         let aligned = (self.workload.shape.hidden * self.dtype.size_in_bytes()).is_multiple_of(16);
-        let mut workload = plan::Workload::new(&problem, aligned);
+        let mut workload = plan::Workload::new(&problem, aligned).with_kernels(method.kernels());
         if !method.has_backward() {
             workload = workload.with_gradients(false, false, false);
         }
