@@ -100,14 +100,16 @@ __device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& w
     return {GRADIENT_TILE, group * GROUP_ROWS + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
 }
 
-// The longer sums come first; all columns of a tile in a row, so that they find its G in L2.
+// What takes longest comes first; all columns of a tile in a row, so that they find its G in L2.
 __device__ __forceinline__ Item product_item(const Work& work, const Chunk& chunk, u32 index) {
+    const u32 d_bias = work.d_bias * class_tiles(chunk);
+    if (index < d_bias) return {D_BIAS, index, 0, 0};
+    index -= d_bias;
     const u32 columns = work.column_tiles;
     const u32 row_steps = div_up(work.rows, SIDE), class_steps = div_up(chunk.classes, SIDE);
     const u32 d_embeddings = work.d_embeddings * work.row_tiles * columns, d_classifier = work.d_classifier * class_tiles(chunk) * columns;
     const bool classifier_first = row_steps >= class_steps;
     const u32 first = classifier_first ? d_classifier : d_embeddings;
-    if (index >= d_embeddings + d_classifier) return {D_BIAS, index - d_embeddings - d_classifier, 0, 0};
     const bool classifier = (index < first) == classifier_first;
     const u32 at = index < first ? index : index - first;
     if (classifier) return {D_CLASSIFIER, at / columns, at % columns, row_steps};
@@ -311,33 +313,42 @@ template <class T> __device__ __forceinline__ void store_gradients(
 }
 
 // ---- consumers: outputs ---------------------------------------------------------------------------------------------------------
-// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written.
+// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written. The additions are reductions in
+// memory, which nobody waits for; each element has one a chunk, and the barriers keep those of several chunks in order.
 __device__ __forceinline__ void store_d_embeddings(
-    const LceArgs& a, const Work& work, const Chunk& chunk, const Item& item, const float (&acc)[ACCUMULATORS]
+    const LceArgs& a, const Work& work, const Chunk& chunk, const Item& item, float (&acc)[ACCUMULATORS]
 ) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread % 32, hidden = a.problem.hidden;
     const float factor = work.scale.up * a.problem.logit_scale;
-    const LceSink accumulators = {a.backward.exact_d_embeddings, TYPE_F32, chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE};
+    const LceSink accumulators = {a.backward.exact_d_embeddings, TYPE_F32, SINK_OVERWRITE};
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
         const u32 r = item.row * ROWS + consumer * SIDE + thread / 32 * 16 + lane / 4 + 8 * h;
         if (r >= work.rows) continue;
         const u64 row = u64(r) * hidden, token_row = chunk.is_last ? u64(Rows::token_of(a, r)) * hidden : 0;
+        const u32 first_column = item.column * COLUMNS + lane % 4 * 2;
+        float* sums = a.backward.exact_d_embeddings + row;
+        if (chunk.is_last && !chunk.is_first) {
+#pragma unroll
+            for (u32 c = 0; c < COLUMNS / 8; ++c)    // all loads before the stores, which might be to the same place for all that is known
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i)
+                    if (first_column + 8 * c + i < hidden) acc[4 * c + 2 * h + i] += sums[first_column + 8 * c + i];
+        }
 #pragma unroll
         for (u32 c = 0; c < COLUMNS / 8; ++c) {
-            const u32 column = item.column * COLUMNS + 8 * c + lane % 4 * 2;
+            const u32 column = first_column + 8 * c;
             if (column >= hidden) break;
             const bool both = column + 1 < hidden;
-            float first = acc[4 * c + 2 * h], second = acc[4 * c + 2 * h + 1];
-            if (!chunk.is_last) {
+            const float first = acc[4 * c + 2 * h], second = acc[4 * c + 2 * h + 1];
+            if (chunk.is_last) {
+                sink::put_pair(a.d_embeddings, token_row + column, first * factor, second * factor, both);
+            } else if (chunk.is_first) {
                 sink::put_pair(accumulators, row + column, first, second, both);
-                continue;
+            } else {
+                prim::atomic_add(sums + column, first);
+                if (both) prim::atomic_add(sums + column + 1, second);
             }
-            if (!chunk.is_first) {
-                first += a.backward.exact_d_embeddings[row + column];
-                if (both) second += a.backward.exact_d_embeddings[row + column + 1];
-            }
-            sink::put_pair(a.d_embeddings, token_row + column, first * factor, second * factor, both);
         }
     }
 }
@@ -370,6 +381,7 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
     constexpr u32 GROUPS = WARPGROUP / 8;
     float* sums = reinterpret_cast<float*>(smem.staging[consumer][0]);   // [GROUPS, SIDE]
     float sum[8] = {};
+#pragma unroll 8
     for (u32 r = group; r < smem.work.rows; r += GROUPS) {
         const u32 in_block = r % SIDE;
         const Vec16 v = prim::ld_global_16(gradient_block(a, smem.work, r / SIDE, block) + in_block * 128 + (eight ^ in_block % 8) * 16);

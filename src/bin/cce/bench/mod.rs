@@ -87,7 +87,7 @@ pub struct BenchArgs {
     /// for scripts that alternate between programs.
     #[arg(long)]
     paced: bool,
-    /// Write all numbers to this file.
+    /// Write all numbers to this file; gradient errors to FILE-gradient-error.csv beside it
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Draw them into this SVG file.
@@ -144,13 +144,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     println!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"));
     let methods = methods(args);
     let progress = progress_bar();
-    let mut reports = Vec::new();
+    let (mut reports, mut errors) = (Vec::new(), gradient_error::Table::default());
     if let Some(path) = &args.input {
         let name = path.file_stem().map_or("input".into(), |stem| stem.to_string_lossy().replace(',', "_"));
         for &softcap in &args.softcap {
             progress.set_message(format!("reading {}", path.display()));
             let workload = workloads::from_file(&machine, path, softcap)?;
-            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress)?);
+            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut errors)?);
         }
     }
     let none: [String; 0] = [];
@@ -165,7 +165,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 for &softcap in &args.softcap {
                     progress.set_message(format!("generating {shape} {dtype}"));
                     let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed)?;
-                    reports.extend(bench(name, &machine, &workload, &methods, args, &progress)?);
+                    reports.extend(bench(name, &machine, &workload, &methods, args, &progress, &mut errors)?);
                 }
             }
         }
@@ -173,6 +173,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     progress.finish_and_clear();
     if let Some(path) = &args.csv {
         report::write_csv(path, &reports, &machine, revision)?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        errors.write_csv(&path.with_file_name(format!("{stem}-gradient-error.csv")), args.seeds, revision)?;
     }
     if let Some(path) = &args.chart {
         chart::write(path, &reports)?;
@@ -188,6 +190,7 @@ fn bench(
     methods: &[Method],
     args: &BenchArgs,
     progress: &ProgressBar,
+    errors: &mut gradient_error::Table,
 ) -> anyhow::Result<Option<ShapeReport>> {
     let (shape, dtype) = (workload.shape, workload.embeddings.as_slice().dtype());
     let cap = workload.softcap.map_or(String::new(), |cap| format!(", softcap {cap}"));
@@ -205,7 +208,8 @@ fn bench(
     progress.set_message(format!("{name} {dtype}: verifying"));
     let mut reports = verify(runner, workload, &possible, progress)?;
     if args.gradient_error {
-        gradient_error::print(machine.backend().open(KernelFamily::Auto)?.host(), workload, args.seeds, progress)?;
+        let backend = machine.backend().open(KernelFamily::Auto)?;
+        errors.add(name, backend.host(), workload, args.seeds, progress)?;
     }
     if args.rounds == 0 {
         return Ok(None);
