@@ -9,7 +9,7 @@ use common::{Spec, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
-use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, Shape};
+use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, PoisonError};
 
@@ -134,6 +134,32 @@ fn the_hopper_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
         assert!(emulator::counters(name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn hopper_results_are_the_same_bits_under_every_schedule() {
+    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    emulator::install().expect("the emulator is built with this test");
+    configure(0);
+    let tuning = HopperTuning { chunk_mib: 0, ..HopperTuning::default() };
+    let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::HopperTuned(tuning));
+    let spec = Spec { ignored: 0.05, dtype: DType::BF16, bias: true, ..Spec::new(140, 72, 600) };
+    let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
+    let (tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
+    for filter in [GradientFilter::Exact, GradientFilter::default()] {
+        let bits = |turn| {
+            configure(turn); // another order of threads, of copies, and of who draws which item
+            let (forward, got) = suite::run(&backend, &tensors, &CceOptions { filter, ..case.options }, &upstream);
+            let bits = |buffer: &HostBuffer| buffer.to_f32_vec().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let bias = got.d_bias.as_ref().map_or(Vec::new(), bits);
+            (forward.loss.to_bits(), bits(&got.d_embeddings), bits(&got.d_classifier), bias)
+        };
+        let first = bits(0);
+        for turn in [4, 8] {
+            assert!(bits(turn) == first, "{filter:?}, turn {turn}");
+        }
+    }
+    assert_eq!(emulator::take_reports(), [""; 0]);
 }
 
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
