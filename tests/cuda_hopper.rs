@@ -11,6 +11,7 @@ use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
 fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
@@ -41,15 +42,22 @@ fn tuned(cluster: bool, lead: u32) -> KernelFamily {
     KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), lead })
 }
 
-#[test]
-fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
+/// The settings of the emulator are those of the process: one test at a time.
+fn emulated() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     emulator::install().expect("the emulator is built with this test");
+    guard
+}
+
+/// Each case under one filter, one order of threads and one of asynchronous work, and one tuning, in rotation; `kernels` must have
+/// multiplied in them.
+fn check(cases: &[Case], tunings: &[KernelFamily], kernels: &[&str]) {
+    let _guard = emulated();
+    emulator::reset_counters();
     let backend = std::cell::OnceCell::new();
-    let all = [of_clusters(), cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
-    let fitting: Vec<Case> = all.into_iter().flatten().enumerate().filter_map(in_16_bits).collect();
-    assert!(fitting.len() >= 16, "{} cases", fitting.len());
     let mut failures = Vec::new();
-    for (turn, case) in fitting.iter().enumerate() {
+    for (turn, case) in cases.iter().enumerate() {
         let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
         let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
         emulator::configure(&Config {
@@ -58,31 +66,46 @@ fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
             async_,
             seed: turn as u64,
             workers: 2,
-            multiprocessors: 5, // clusters leave one idle
+            // Three clusters and one that is idle: of two units, the third cluster takes what is left over.
+            multiprocessors: 7,
             ..Config::default()
         });
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
-        let kernels = [tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3), KernelFamily::Hopper][turn % 5];
-        let filter = suite::filters()[turn % 4];
-        let failed = suite::check_case_under(&backend.clone().with_kernels(kernels), case, &[filter]).err();
-        failures.extend(failed.map(|failure| format!("{kernels}: {failure}")));
+        let (tuning, filter) = (tunings[turn % tunings.len()], suite::filters()[turn % 4]);
+        let failed = suite::check_case_under(&backend.clone().with_kernels(tuning), case, &[filter]).err();
+        failures.extend(failed.map(|failure| format!("{tuning}: {failure}")));
         failures.extend(emulator::take_reports());
     }
-    for kernel in ["lce_forward_sm90", "lce_forward_sm90_cluster"] {
-        for dtype in ["bf16", "f16"] {
-            let name = format!("{kernel}_{dtype}");
-            assert!(emulator::counters(&name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
-        }
-    }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    refuses_what_it_cannot_do(backend.get().expect("made above").clone());
-    the_device_shares_the_work_out_as_planned();
+    for kernel in kernels {
+        assert!(emulator::counters(kernel).is_some_and(|c| c.wgmma > 0), "{kernel} did not run");
+    }
+}
+
+#[test]
+fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
+    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
+    let fitting: Vec<Case> = all.into_iter().flatten().enumerate().filter_map(in_16_bits).collect();
+    assert!(fitting.len() >= 13, "{} cases", fitting.len());
+    // Five, so that each meets every filter, order and asynchrony.
+    let tunings = [KernelFamily::Hopper, tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3)];
+    let [alone, clusters] = ["lce_forward_sm90", "lce_forward_sm90_cluster"];
+    let kernels = [alone, clusters].map(|kernel| [format!("{kernel}_bf16"), format!("{kernel}_f16")]).concat();
+    check(&fitting, &tunings, &kernels.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn clusters_match_the_oracle_where_row_blocks_and_tiles_do_not_divide() {
+    check(&of_clusters(), &[tuned(true, 2)], &["lce_forward_sm90_cluster_bf16"]);
 }
 
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
-fn refuses_what_it_cannot_do(backend: CudaStaged) {
+#[test]
+fn refuses_what_it_cannot_do() {
+    let _guard = emulated();
+    emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let tensors = Spec::new(4, 8, 16).generate(); // f32
-    let hopper = backend.with_kernels(KernelFamily::Hopper);
+    let hopper = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
     let error = cut_cross_entropy::cce_forward(&hopper, &tensors.inputs(), &CceOptions::default()).expect_err("f32");
     assert!(matches!(&error, Error::Device { reason, .. } if reason.contains("f32")), "{error}");
 }
@@ -109,7 +132,9 @@ unsafe impl DeviceRepr for ScheduleParams {}
 type FlatItem = [u32; 6];
 
 /// `kernels/hopper_schedule.cuh`, run for each round of plans, against `plan::Schedule::items`.
+#[test]
 fn the_device_shares_the_work_out_as_planned() {
+    let _guard = emulated();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let stream = CudaContext::new(0).expect("an emulated device").default_stream();
     // The emulated driver finds kernels by name, whatever the image.
