@@ -1,7 +1,7 @@
 """What mutants.py seeds: name, file, replacements, translation units to compile again, test.
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
-`kernels name`, a test of emulator/tests/kernels.rs. "(legal)" in a name: no alarm may be raised.
+`kernels name`, a test of emulator/tests/kernels.rs, or `cuda_hopper name`, of tests/cuda_hopper.rs. "(legal)" in a name: no alarm may be raised.
 """
 
 K = "kernels/"
@@ -12,8 +12,29 @@ def mutant(name, file, old, new, units, test, *more):
     return (name, file, [(old, new), *more], units.split(), test)
 
 
+HOPPER = "cuda_hopper clusters_match"
+
 # ---- the shipped kernels ---------------------------------------------------------------------------------------------
 SHIPPED = [
+    # lce_forward_sm90: hopper_ring, hopper_schedule
+    mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
+           "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", HOPPER),
+    mutant("cluster: stages released in the own block alone", K + "hopper_ring.cuh",
+           "if (lane >= CLUSTER) return;", "if (lane != prim::cluster_rank()) return;", "forward_sm90", HOPPER),
+    mutant("cluster: both blocks load the same part of C", K + "hopper_ring.cuh",
+           "for (u32 part = rank; part", "for (u32 part = 0; part", "forward_sm90", HOPPER),
+    mutant("cluster: a block leaves while the other writes into it", K + "forward_sm90.cu",
+           "        prim::syncwarp();\n        prim::cluster_sync();", "        prim::syncwarp();", "forward_sm90", HOPPER),
+    mutant("cluster: row blocks of a unit exchanged for the producer", K + "forward_sm90.cu",
+           "rank, item.unit * CLUSTER + rank, item.first_tile", "rank, item.unit * CLUSTER + (CLUSTER - 1 - rank), item.first_tile", "forward_sm90", HOPPER),
+    mutant("a share that nobody has is not said to be none", K + "hopper_schedule.cuh",
+           "tiles == last_tiles ? 1 : 0", "0", "forward_sm90", HOPPER),
+    mutant("the tail of a unit goes to the unit after it", K + "hopper_schedule.cuh",
+           "body(Item{begin + unit, full", "body(Item{begin + (unit + 1) % here, full", "forward_sm90", HOPPER),
+    mutant("a full share begins one tile late", K + "hopper_schedule.cuh",
+           "first_tile + u32(u64(full_tiles) * share / full), end", "first_tile + u32(u64(full_tiles) * share / full) + (share > 0), end", "example_schedule", "cuda_hopper the_device_shares"),
+    mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
+           "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", HOPPER),
     # lce_rows, block_scan
     mutant("no barrier of its own for the bad-target flag: the scan has some (legal)", K + "rows.cu",
            "smem.first_bad = NONE;\n    __syncthreads();", "smem.first_bad = NONE;", "rows", "one_token/1"),

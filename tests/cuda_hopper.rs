@@ -1,17 +1,17 @@
-//! The Hopper kernels on the emulated GPU with the checker on, against the oracle: every case that fits it, in 16 bits, each
+//! The forward of Hopper on the emulated GPU with the checker on, against the oracle: every case that fits it, in 16 bits, each
 //! under one filter, one schedule and one tuning in rotation; and who does what, on the device and in the plan.
 #![cfg(feature = "cuda")]
 
 mod common;
 
 use common::cases::{self, Case};
-use common::{Spec, suite};
+use common::{Spec, picked, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
 fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
@@ -38,6 +38,10 @@ fn of_clusters() -> Vec<Case> {
     shapes.into_iter().map(case).collect()
 }
 
+fn tuned(cluster: bool, lead: u32) -> KernelFamily {
+    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), lead, ..HopperTuning::default() })
+}
+
 /// Shapes at the edges of the exact path: several tiles of rows, of classes and of D, each with a ragged last one; tokens that
 /// follow one another, with gaps, and hardly any; an odd D.
 fn of_the_exact_path() -> Vec<Case> {
@@ -59,87 +63,94 @@ fn of_the_exact_path() -> Vec<Case> {
     shapes.into_iter().enumerate().map(case).collect()
 }
 
-/// The emulated device has one configuration at a time.
-static DEVICE: Mutex<()> = Mutex::new(());
+/// Those of the cases of every backend that fit.
+fn of_every_backend() -> Vec<Case> {
+    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
+    let fitting: Vec<Case> = all.into_iter().flatten().enumerate().filter_map(in_16_bits).collect();
+    assert!(fitting.len() >= 13, "{} cases", fitting.len());
+    fitting
+}
 
+/// The settings of the emulator are those of the process: one test at a time.
+fn emulated() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    emulator::install().expect("the emulator is built with this test");
+    guard
+}
+
+/// In turn another order of threads and of asynchronous work.
 fn configure(turn: usize) {
-    let order = [Order::Forward, Order::Reverse, Order::Random][turn % 3];
-    let async_ = [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3];
     emulator::configure(&Config {
         device: "h100".into(),
-        order,
-        async_,
+        order: [Order::Forward, Order::Reverse, Order::Random][turn % 3],
+        async_: [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3],
         seed: turn as u64,
         workers: 2,
-        multiprocessors: 5, // clusters leave one idle
+        // Three clusters and one that is idle: of two units, the third cluster takes what is left over.
+        multiprocessors: 7,
         ..Config::default()
     });
 }
 
-fn tuned(cluster: bool, lead: u32) -> KernelFamily {
-    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), lead, ..HopperTuning::default() })
+/// Each case, of those that `CCE_CASES` picks, under one filter, one schedule and one tuning, in rotation; `kernels` must have
+/// multiplied in them.
+fn check(cases: &[Case], tunings: &[KernelFamily], filters: &[GradientFilter], kernels: &[&str]) {
+    let _guard = emulated();
+    emulator::reset_counters();
+    let known = [of_every_backend(), of_clusters(), of_the_exact_path()].concat();
+    let wanted = picked::picked("CCE_CASES", &known.iter().map(|case| case.name.to_string()).collect::<Vec<_>>());
+    let is_wanted = |case: &Case| wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|name| name == case.name));
+    let backend = std::cell::OnceCell::new();
+    let mut failures = Vec::new();
+    for (turn, case) in cases.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
+        configure(turn);
+        let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
+        let (tuning, filter) = (tunings[turn % tunings.len()], filters[turn % filters.len()]);
+        let failed = suite::check_case_under(&backend.clone().with_kernels(tuning), case, &[filter]).err();
+        failures.extend(failed.map(|failure| format!("{tuning}: {failure}")));
+        failures.extend(emulator::take_reports());
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+    if wanted.is_some() {
+        println!("only what CCE_CASES picks has run");
+        return;
+    }
+    for kernel in kernels {
+        assert!(emulator::counters(kernel).is_some_and(|c| c.wgmma > 0), "{kernel} did not run");
+    }
 }
 
 #[test]
 fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
-    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::install().expect("the emulator is built with this test");
-    let backend = std::cell::OnceCell::new();
-    let all = [of_clusters(), cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
-    let fitting: Vec<Case> = all.into_iter().flatten().enumerate().filter_map(in_16_bits).collect();
-    assert!(fitting.len() >= 16, "{} cases", fitting.len());
-    let mut failures = Vec::new();
-    for (turn, case) in fitting.iter().enumerate() {
-        configure(turn);
-        let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
-        let kernels = [tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3), KernelFamily::Hopper][turn % 5];
-        let filter = suite::filters()[turn % 4];
-        let failed = suite::check_case_under(&backend.clone().with_kernels(kernels), case, &[filter]).err();
-        failures.extend(failed.map(|failure| format!("{kernels}: {failure}")));
-        failures.extend(emulator::take_reports());
-    }
-    for kernel in ["lce_forward_sm90", "lce_forward_sm90_cluster"] {
-        for dtype in ["bf16", "f16"] {
-            let name = format!("{kernel}_{dtype}");
-            assert!(emulator::counters(&name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
-        }
-    }
-    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    refuses_what_it_cannot_do(backend.get().expect("made above").clone());
-    the_device_shares_the_work_out_as_planned();
+    // Five, so that each meets every filter, order and asynchrony.
+    let tunings = [KernelFamily::Hopper, tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3)];
+    let [alone, clusters] = ["lce_forward_sm90", "lce_forward_sm90_cluster"];
+    let kernels = [alone, clusters].map(|kernel| [format!("{kernel}_bf16"), format!("{kernel}_f16")]).concat();
+    let kernels: Vec<&str> = kernels.iter().map(String::as_str).collect();
+    check(&of_every_backend(), &tunings, &suite::filters(), &kernels);
 }
 
 #[test]
-fn the_hopper_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
-    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::install().expect("the emulator is built with this test");
-    configure(0);
-    let backend = CudaStaged::new(0).expect("an emulated device");
-    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
-    let mut fitting: Vec<Case> = of_the_exact_path();
-    fitting.extend(all.into_iter().flatten().enumerate().filter_map(in_16_bits));
-    let mut failures = Vec::new();
-    for (turn, case) in fitting.iter().enumerate() {
-        configure(turn);
-        // A chunk of 0 MiB is one tile of classes.
-        let tuning =
-            HopperTuning { lead: [2, 0, 3, 1][turn % 4], chunk_mib: [0, 64][turn / 5 % 2], ..HopperTuning::default() };
-        let kernels = KernelFamily::HopperTuned(tuning);
-        let failed =
-            suite::check_case_under(&backend.clone().with_kernels(kernels), case, &[GradientFilter::Exact]).err();
-        failures.extend(failed.map(|failure| format!("{kernels}: {failure}")));
-        failures.extend(emulator::take_reports());
-    }
-    for name in ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"] {
-        assert!(emulator::counters(name).is_some_and(|c| c.wgmma > 0), "{name} did not run");
-    }
-    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+fn clusters_match_the_oracle_where_row_blocks_and_tiles_do_not_divide() {
+    check(&of_clusters(), &[tuned(true, 2)], &suite::filters(), &["lce_forward_sm90_cluster_bf16"]);
 }
 
 #[test]
-fn hopper_results_are_the_same_bits_under_every_schedule() {
-    let _device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::install().expect("the emulator is built with this test");
+fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
+    // A chunk of 0 MiB is one tile of classes.
+    let tuning = |(lead, chunk_mib)| {
+        KernelFamily::HopperTuned(HopperTuning { lead, chunk_mib, ..HopperTuning::default() })
+    };
+    let tunings = [(2, 0), (0, 64), (3, 0), (1, 0)].map(tuning);
+    let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
+    check(&of_every_backend(), &tunings, &[GradientFilter::Exact], &kernels);
+    check(&of_the_exact_path(), &tunings, &[GradientFilter::Exact], &kernels);
+}
+
+#[test]
+fn results_are_the_same_bits_under_every_schedule() {
+    let _guard = emulated();
     configure(0);
     let tuning = HopperTuning { chunk_mib: 0, ..HopperTuning::default() };
     let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::HopperTuned(tuning));
@@ -163,9 +174,12 @@ fn hopper_results_are_the_same_bits_under_every_schedule() {
 }
 
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
-fn refuses_what_it_cannot_do(backend: CudaStaged) {
+#[test]
+fn refuses_what_it_cannot_do() {
+    let _guard = emulated();
+    emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let tensors = Spec::new(4, 8, 16).generate(); // f32
-    let hopper = backend.with_kernels(KernelFamily::Hopper);
+    let hopper = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
     let error = cut_cross_entropy::cce_forward(&hopper, &tensors.inputs(), &CceOptions::default()).expect_err("f32");
     assert!(matches!(&error, Error::Device { reason, .. } if reason.contains("f32")), "{error}");
 }
@@ -192,7 +206,9 @@ unsafe impl DeviceRepr for ScheduleParams {}
 type FlatItem = [u32; 6];
 
 /// `kernels/hopper_schedule.cuh`, run for each round of plans, against `plan::Schedule::items`.
+#[test]
 fn the_device_shares_the_work_out_as_planned() {
+    let _guard = emulated();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let stream = CudaContext::new(0).expect("an emulated device").default_stream();
     // The emulated driver finds kernels by name, whatever the image.

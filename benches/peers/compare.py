@@ -12,9 +12,15 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
+import threading
+import time
+from xml.sax.saxutils import escape
+
+from peers import PEERS, capped
 
 HERE = pathlib.Path(__file__).resolve()
 
@@ -32,76 +38,13 @@ PACKAGES = ["torch", "triton", "liger-kernel", "quack-kernels", "cut-cross-entro
 SLICE = 16
 
 
-# ---- the peers, each with its best settings ------------------------------------------------------------------------------
-
-
-def capped(logits, softcap):
-    return softcap * (logits / softcap).tanh() if softcap else logits
-
-
-def torch_eager(softcap):
-    import torch.nn.functional as F
-
-    return lambda e, c, y: F.cross_entropy(capped((e @ c.T).float(), softcap), y)
-
-
-def torch_compile(softcap):
-    import torch
-
-    return torch.compile(torch_eager(softcap))
-
-
-def torch_chunked(softcap):
-    import torch
-
-    if softcap:
-        raise NotImplementedError("linear_cross_entropy has no softcap")
-    options = torch.nn.LinearCrossEntropyOptions()
-    return lambda e, c, y: torch.nn.functional.linear_cross_entropy(e, c, y, ignore_index=-100, options=options)
-
-
-def liger(softcap):
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    loss = LigerFusedLinearCrossEntropyLoss(softcap=softcap or None)
-    return lambda e, c, y: loss(c, e, y)
-
-
-def quack(softcap):
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-    if softcap:
-        raise NotImplementedError("chunked_linear_cross_entropy has no softcap")
-    return lambda e, c, y: chunked_linear_cross_entropy(e, c, y)
-
-
-def apple(impl):
-    def make(softcap):
-        from cut_cross_entropy import linear_cross_entropy
-
-        return lambda e, c, y: linear_cross_entropy(e, c, y, softcap=softcap or None, impl=impl)
-
-    return make
-
-
-PEERS = {
-    "torch eager": torch_eager,
-    "torch.compile": torch_compile,
-    "torch linear_cross_entropy": torch_chunked,
-    "Liger": liger,
-    "QuACK": quack,
-    "Apple CCE": apple("cce"),
-    "Apple CCE exact": apple("cce_exact"),
-}
-
-
 # ---- inside a peer's process ----------------------------------------------------------------------------------------------
 
 
 def load(path):
     from safetensors.torch import load_file
 
-    tensors = load_file(path, device="cuda")
+    tensors = load_file(path, device=args.device)
     e, c, y = tensors["embeddings"], tensors["classifier"], tensors["targets"].long()
     kept = y >= 0
     return (e, c, y) if bool(kept.all()) else (e[kept].contiguous(), c, y[kept].contiguous())
@@ -111,8 +54,8 @@ def slices(n, v, y):
     """Tokens and classes that are compared: spread over all, and the classes that are targets of these tokens."""
     import torch
 
-    rows = torch.linspace(0, n - 1, min(SLICE, n), device="cuda").long()
-    classes = torch.linspace(0, v - 1, min(SLICE, v), device="cuda").long()
+    rows = torch.linspace(0, n - 1, min(SLICE, n), device=args.device).long()
+    classes = torch.linspace(0, v - 1, min(SLICE, v), device=args.device).long()
     return rows.unique(), torch.cat([classes, y[rows]]).unique()
 
 
@@ -123,7 +66,7 @@ def reference(path, softcap, output):
     e, c, y = load(path)
     (n, _), v, cd = e.shape, c.shape[0], c.double()
     rows, classes = slices(n, v, y)
-    lse, target = torch.empty(n, dtype=torch.float64, device="cuda"), torch.empty(n, dtype=torch.float64, device="cuda")
+    lse, target = torch.empty(n, dtype=torch.float64, device=args.device), torch.empty(n, dtype=torch.float64, device=args.device)
     for i in range(0, n, 128):
         z = capped(e[i : i + 128].double() @ cd.T, softcap)
         lse[i : i + 128] = z.logsumexp(1)
@@ -153,9 +96,67 @@ def check_file(path, expected):
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(path, device="cuda")
-    d_e, d_c = errors(torch.load(expected, map_location="cuda"), tensors["d_embeddings"], tensors["d_classifier"])
+    tensors = load_file(path, device=args.device)
+    d_e, d_c = errors(torch.load(expected, map_location=args.device), tensors["d_embeddings"], tensors["d_classifier"])
     print(json.dumps({"error_d_e": d_e, "error_d_c": d_c}))
+
+
+class Gpu:
+    """The clock and the memory of what is measured."""
+
+    def __init__(self):
+        import torch
+
+        self.cuda = torch.cuda
+        self.name = torch.cuda.get_device_name()
+        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+
+    def timed(self, work):
+        self.flush.zero_()
+        start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def peak(self, work):
+        """Bytes beyond those held before."""
+        held = self.cuda.memory_allocated()
+        self.cuda.reset_peak_memory_stats()
+        work()
+        return self.cuda.max_memory_allocated() - held
+
+    def give_back(self):
+        self.cuda.empty_cache()
+
+
+class Rehearsal:
+    """The processor in its place: the script runs, and what it says of time and memory means nothing."""
+
+    name = "rehearsal on the processor"
+
+    def timed(self, work):
+        start = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - start)
+
+    def peak(self, work):
+        work()
+        return 0
+
+    def give_back(self):
+        pass
+
+
+def checked(expected, loss, error_e, error_c):
+    """What is wrong is not timed. Filters and 16 bits are off by percents, a wrong call by more than everything; NaN fails, too."""
+    off = abs(loss - expected["loss"])
+    if not off <= 1e-2 * max(1.0, abs(expected["loss"])):
+        raise ArithmeticError(f"the loss is {loss}, in f64 {expected['loss']}")
+    if not (error_e <= 0.5 and error_c <= 0.5):
+        raise ArithmeticError(f"relative errors of dE {error_e:.1e} and of dC {error_c:.1e}")
+    return off
 
 
 def worker(name, path, softcap, expected):
@@ -164,8 +165,10 @@ def worker(name, path, softcap, expected):
     torch.backends.cuda.matmul.allow_tf32 = False
     e, c, y = load(path)
     e.requires_grad_(), c.requires_grad_()
-    compute = PEERS[name](softcap)
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    # Some form gradients in the forward wherever an input asks for one, also where none is recorded.
+    e_alone, c_alone = e.detach(), c.detach()
+    compute = PEERS[name][0](softcap)
+    device = Gpu() if args.device == "cuda" else Rehearsal()
     plane = None
 
     def both():
@@ -176,54 +179,42 @@ def worker(name, path, softcap, expected):
 
     def forward():
         with torch.no_grad():
-            return compute(e, c, y)
+            return compute(e_alone, c_alone, y)
 
     def matmul():
         with torch.no_grad():
             torch.mm(e, c.T, out=plane)
 
-    def timed(work):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
     for _ in range(3):  # compiles, tunes
-        loss = both()
-    expected = torch.load(expected, map_location="cuda")
-    error_e, error_c = errors(expected, e.grad, c.grad)
-    off = abs(loss.item() - expected["loss"])
+        loss = both().item()
+    exact = torch.load(expected, map_location=args.device)
+    error_e, error_c = errors(exact, e.grad, c.grad)
+    off = checked(exact, loss, error_e, error_c)
     # Beyond inputs and gradients.
     e.grad = c.grad = None
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    both()
-    peak = torch.cuda.max_memory_allocated() - held - e.grad.nbytes - c.grad.nbytes
+    peak = device.peak(both) - e.grad.nbytes - c.grad.nbytes
     forward_runs, forward_error = True, ""
     try:
         forward(), forward()
     except Exception as error:  # a peer without evaluation
         forward_runs, forward_error = False, repr(error)
     ready = {
-        "error_d_e": error_e, "error_d_c": error_c, "loss": loss.item(), "loss_error": off, "peak_bytes": peak,
-        "forward_error": forward_error, "gpu": torch.cuda.get_device_name(),
+        "error_d_e": error_e, "error_d_c": error_c, "loss": loss, "loss_error": off, "peak_bytes": peak,
+        "forward_error": forward_error, "gpu": device.name,
     }
     print(json.dumps(ready), flush=True)
 
     for _ in sys.stdin:
         # The caches of all processes would not fit: each gives back its own when its turn ends.
-        plane = torch.empty(e.shape[0], c.shape[0], dtype=e.dtype, device="cuda")
+        plane = torch.empty(e.shape[0], c.shape[0], dtype=e.dtype, device=args.device)
         both(), matmul()
-        before = timed(matmul)
-        step = timed(both)
-        middle = timed(matmul)
-        alone = timed(forward) if forward_runs else float("nan")
-        after = timed(matmul)
+        before = device.timed(matmul)
+        step = device.timed(both)
+        middle = device.timed(matmul)
+        alone = device.timed(forward) if forward_runs else float("nan")
+        after = device.timed(matmul)
         plane = e.grad = c.grad = None
-        torch.cuda.empty_cache()
+        device.give_back()
         t = (before + middle) / 2, (middle + after) / 2
         print(json.dumps({"both": step, "forward": alone, "both_t": step / t[0], "forward_t": alone / t[1], "t": middle}), flush=True)
 
@@ -234,20 +225,32 @@ def worker(name, path, softcap, expected):
 class Turn:
     """A process that works when it is its turn."""
 
-    def __init__(self, name, command):
+    def __init__(self, name, command, environment):
         self.name, self.rounds, self.ready, self.error = name, [], None, ""
         file = pathlib.Path(args.out) / name.replace(" ", "_")
         self.log, self.errors = open(f"{file}.log", "ab"), open(f"{file}.err", "wb")
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=os.environ | environment
+        )
+
+    def give_up(self):
+        self.error = f"no answer in {args.patience} s"
+        self.process.kill()
 
     def lines(self):
-        for line in self.process.stdout:
+        """Of its output, as long as the next one comes in time."""
+        while True:
+            timer = threading.Timer(args.patience, self.give_up)
+            timer.start()
+            line = self.process.stdout.readline()
+            timer.cancel()
+            if not line:
+                break
             self.log.write(line.encode())
             yield line.strip()
         self.process.wait()
-        if not self.error:
-            self.error = f"ended with status {self.process.returncode}: {self.last_words()}"
+        self.error = self.error or f"ended with status {self.process.returncode}: {self.last_words()}"
 
     def last_words(self):
         text = pathlib.Path(self.errors.name).read_text(errors="replace").strip().splitlines()
@@ -272,15 +275,70 @@ class Turn:
             return False
 
     def end(self):
-        self.process.stdin.close()
-        rest = self.process.stdout.read()
-        self.process.wait()
-        self.log.write(rest.encode())
-        self.log.close(), self.errors.close()
+        """Says that no more rounds come, and waits for what it does then."""
+        had_failed = self.error
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+        for _ in self.lines():
+            pass
+        self.error = had_failed or (self.error if self.process.returncode else "")
+        self.log.close(), self.errors.close(), self.process.stdout.close()
+
+
+class PeerTurn(Turn):
+    def __init__(self, peer, path, softcap, expected):
+        command = python("--worker", peer, "--file", path, "--softcap", str(softcap), "--expected", str(expected))
+        super().__init__(peer, command, PEERS[peer][1])
+        self.ready = self.until_json()
+
+    def round(self):
+        done = self.until_json()
+        self.rounds.extend([done] if done else [])
+
+    def rows(self, shape):
+        row = shape | {"method": self.name, "error": self.error}
+        if self.ready and self.rounds:
+            row |= {key: self.ready[key] for key in ("error_d_e", "error_d_c", "loss", "loss_error", "peak_bytes")}
+            row |= {f"{key}_ms": median([r[key] for r in self.rounds]) for key in ("both", "forward", "t")}
+            row |= {key: median([r[key] for r in self.rounds]) for key in ("both_t", "forward_t")}
+        return [row]
+
+
+class OurTurn(Turn):
+    def __init__(self, path, softcap, expected):
+        self.path, self.softcap, self.expected = path, softcap, expected
+        self.csv = pathlib.Path(args.out) / "cce.csv"
+        command = [args.cce, "bench", "--backend", "cuda", "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
+        super().__init__("ours", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(self.csv)], {})
+        self.ready = self.until("ready")
+
+    def round(self):
+        self.until("done")
+
+    def rows(self, shape):
+        if self.error or not self.csv.exists():
+            return [shape | {"method": self.name, "error": self.error or "no record"}]
+        by_method, rows = {}, []
+        for record in csv.DictReader(self.csv.open()):
+            by_method.setdefault(record["method"], {})[record["phase"]] = record
+        self.csv.unlink()
+        for method, phases in by_method.items():
+            last = phases.get("both", phases["forward"])
+            row = shape | {"method": f"ours, {method}", "error": ""}
+            row |= {"loss": last["loss"], "peak_bytes": last["peak_bytes"], "kept_per_row": last["kept_per_row"]}
+            row |= {"forward_ms": phases["forward"]["median_ms"], "forward_t": phases["forward"]["median_ratio"]}
+            row |= {"t_ms": last["matmul_median_ms"]}
+            if "both" in phases:
+                row |= {"both_ms": last["median_ms"], "both_t": last["median_ratio"]}
+                row |= our_errors(method, self.path, self.softcap, self.expected)
+            rows.append(row)
+        return rows
 
 
 def python(*arguments):
-    return [sys.executable, str(HERE), *arguments]
+    return [sys.executable, str(HERE), "--device", args.device, *arguments]
 
 
 def versions():
@@ -303,55 +361,20 @@ def measure(name, path, softcap):
     expected = out / "expected.pt"
     subprocess.run(python("--reference", path, "--softcap", str(softcap), "--expected", str(expected)), check=True)
 
-    rows, turns = [], []
-    for peer in args.peers:
-        command = python("--worker", peer, "--file", path, "--softcap", str(softcap), "--expected", str(expected))
-        turn = Turn(peer, command)
-        turn.ready = turn.until_json()  # one at a time: what loads and compiles does not share the GPU
-        turns.append(turn)
-        print(f"  {peer}: {turn.ready or turn.error}", flush=True)
-    csv_of_ours = out / "cce.csv"
-    command = [args.cce, "bench", "--backend", "cuda", "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
-    ours = Turn("cce", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(csv_of_ours)])
-    ours_ready = ours.until("ready")
-    print(f"  cce: {'ready' if ours_ready else ours.error}", flush=True)
-
+    turns = []
+    # One at a time: what loads and compiles does not share the GPU.
+    for make in [*(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers), lambda: OurTurn(path, softcap, expected)]:
+        turns.append(make())
+        print(f"  {turns[-1].name}: {turns[-1].error or turns[-1].ready}", flush=True)
     for number in range(args.rounds):
-        order = turns[number % max(len(turns), 1) :] + turns[: number % max(len(turns), 1)]
-        for turn in order:
+        first = number % len(turns)
+        for turn in turns[first:] + turns[:first]:
             if turn.ready and not turn.error and turn.go():
-                done = turn.until_json()
-                turn.rounds.extend([done] if done else [])
-        if ours_ready and not ours.error and ours.go():
-            ours.until("done")
-    for turn in [*turns, ours]:
-        turn.end()
-
+                turn.round()
     for turn in turns:
-        row = {"shape": name, "softcap": softcap, "method": turn.name, "error": turn.error}
-        if turn.ready and turn.rounds:
-            row |= {key: turn.ready[key] for key in ("error_d_e", "error_d_c", "loss", "loss_error", "peak_bytes")}
-            row |= {f"{key}_ms": median([r[key] for r in turn.rounds]) for key in ("both", "forward", "t")}
-            row |= {key: median([r[key] for r in turn.rounds]) for key in ("both_t", "forward_t")}
-        rows.append(row)
-    if ours_ready and csv_of_ours.exists():
-        by_method = {}
-        for record in csv.DictReader(csv_of_ours.open()):
-            by_method.setdefault(record["method"], {})[record["phase"]] = record
-        csv_of_ours.unlink()
-        for method, phases in by_method.items():
-            last = phases.get("both", phases["forward"])
-            row = {"shape": name, "softcap": softcap, "method": f"ours, {method}", "error": ""}
-            row |= {"loss": last["loss"], "peak_bytes": last["peak_bytes"], "kept_per_row": last["kept_per_row"]}
-            row |= {"forward_ms": phases["forward"]["median_ms"], "forward_t": phases["forward"]["median_ratio"]}
-            row |= {"t_ms": last["matmul_median_ms"]}
-            if "both" in phases:
-                row |= {"both_ms": last["median_ms"], "both_t": last["median_ratio"]}
-                row |= our_errors(method, path, softcap, expected)
-            rows.append(row)
-    else:
-        rows.append({"shape": name, "softcap": softcap, "method": "ours", "error": ours.error or "no record"})
-    return rows
+        turn.end()
+    shape = {"shape": name, "softcap": softcap}
+    return [row for turn in turns for row in turn.rows(shape)]
 
 
 def our_errors(method, path, softcap, expected):
@@ -374,6 +397,11 @@ COLUMNS = [
 ]
 
 
+def title_of(row):
+    softcap = f" softcap {row['softcap']:g}" if row["softcap"] else ""
+    return f"{row['shape']} N={row['tokens']} V={row['vocab']} D={row['hidden']}{softcap}"
+
+
 def write(rows):
     out = pathlib.Path(args.out)
     with (out / "peers.csv").open("w", newline="") as file:
@@ -383,25 +411,56 @@ def write(rows):
     lines = ["| shape | method | forward | forward + both gradients | ms | peak MiB | dE error | dC error |", "|---|---|---|---|---|---|---|---|"]
     chart = {}
     for row in rows:
-        title = f"{row['shape']} N={row['tokens']}" + (f" softcap {row['softcap']:g}" if row["softcap"] else "")
 
         def cell(key, form):
             value = row.get(key, "")
             return form.format(float(value)) if value not in ("", None) else ""
 
         if row.get("error"):
-            lines.append(f"| {title} | {row['method']} | did not run: {row['error']} | | | | | |")
+            lines.append(f"| {title_of(row)} | {row['method']} | did not run: {row['error'].replace('|', '/')} | | | | | |")
             continue
         peak = f"{float(row['peak_bytes']) / 2**20:.0f}" if row.get("peak_bytes", "") != "" else ""
         lines.append(
-            f"| {title} | {row['method']} | {cell('forward_t', '{:.2f} T')} | {cell('both_t', '{:.2f} T')} | {cell('both_ms', '{:.2f}')} "
+            f"| {title_of(row)} | {row['method']} | {cell('forward_t', '{:.2f} T')} | {cell('both_t', '{:.2f} T')} | {cell('both_ms', '{:.2f}')} "
             f"| {peak} | {cell('error_d_e', '{:.1e}')} | {cell('error_d_c', '{:.1e}')} |"
         )
         if row.get("both_t"):
-            chart.setdefault(title, {})[row["method"]] = float(row["both_t"])
+            chart.setdefault(title_of(row), {})[row["method"]] = float(row["both_t"])
+    lines += [""] + [f"{title}: {best_of(methods)}" for title, methods in chart.items()]
+    if args.device != "cuda":
+        lines.insert(0, "Rehearsed on the processor: no figure here is a measurement.\n")
     (out / "peers.md").write_text("\n".join(lines) + "\n")
     (out / "chart.json").write_text(json.dumps(chart, indent=1) + "\n")
-    print("\n".join(lines))
+    (out / "peers.svg").write_text(drawn(chart))
+    return "\n".join(lines)
+
+
+def best_of(methods):
+    """Ours with the default filter, and exact, next to the fastest peer."""
+    peers = {name: t for name, t in methods.items() if not name.startswith("ours")}
+    ours = {name: t for name, t in methods.items() if name.startswith("ours")}
+    if not peers or not ours:
+        return "nothing to compare"
+    best = min(peers, key=peers.get)
+    return f"best peer {best} {peers[best]:.2f} T; " + ", ".join(f"{name} {t:.2f} T ({peers[best] / t:.2f} times as fast)" for name, t in ours.items())
+
+
+def drawn(chart):
+    """Bars of forward + both gradients, in multiples of T, as SVG."""
+    bar, left, width, y, parts = 16, 190, 720, 20, []
+    longest = max((t for methods in chart.values() for t in methods.values()), default=1.0)
+    for title, methods in chart.items():
+        parts.append(f'<text x="8" y="{y}" font-weight="bold">{escape(title)}: forward + both gradients</text>')
+        y += 8
+        for name, t in sorted(methods.items(), key=lambda pair: pair[1]):
+            length, color = (width - left - 60) * t / longest, "#2a7" if name.startswith("ours") else "#99a"
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 3}" fill="{color}"/>')
+            parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>')
+            parts.append(f'<text x="{left + length + 4:.1f}" y="{y + 11}">{t:.2f} T</text>')
+            y += bar
+        y += 28
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, f'<rect width="{width}" height="{y}" fill="white"/>', *parts, "</svg>"]) + "\n"
 
 
 def plan():
@@ -435,10 +494,12 @@ def main():
             if not args.input:
                 print("  " + " ".join(generate_command(name, tokens, vocab, hidden, softcap, path)))
             for peer in args.peers:
-                print(f"  {peer}")
+                print(f"  {peer}", *[f"{key}={value}" for key, value in PEERS[peer][1].items()])
             print(f"  {args.cce} bench --backend cuda --input {path} --methods unbiased,exact,evaluation")
-        print(f"\nnothing was run; a run writes peers.csv, peers.md, chart.json, machine.txt and logs to {out}")
+        print(f"\nnothing was run; a run writes peers.csv, peers.md, peers.svg, chart.json, machine.txt and logs to {out}")
         return
+    if shutil.which(args.cce) is None:
+        sys.exit(f"{args.cce} is not there: cargo build --release --features cli,cublas --bin cce")
     out.mkdir(parents=True, exist_ok=True)
     machine = [f"{package} {version}" for package, version in versions().items()]
     for command in (["nvidia-smi"], ["nvidia-smi", "-q", "-d", "CLOCK"], [args.cce, "info", "--shape", "gemma2_2b"]):
@@ -450,13 +511,17 @@ def main():
     rows = []
     for name, tokens, vocab, hidden, softcap in plan():
         print(f"\n{name}: N={tokens} V={vocab} D={hidden} softcap {softcap:g}", flush=True)
-        if not args.input:
-            subprocess.run(generate_command(name, tokens, vocab, hidden, softcap, path), check=True)
         sizes = {"tokens": tokens, "vocab": vocab, "hidden": hidden}
-        rows += [sizes | row for row in measure(name, path, softcap)]
-        write(rows)
+        try:
+            if not args.input:
+                subprocess.run(generate_command(name, tokens, vocab, hidden, softcap, path), check=True)
+            rows += [sizes | row for row in measure(name, path, softcap)]
+        except subprocess.CalledProcessError as error:  # the tensors or their reference: the other shapes go on
+            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": str(error)[-300:]})
+        table = write(rows)
+    print(table)
     if not args.input:
-        os.unlink(path)
+        pathlib.Path(path).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
@@ -468,7 +533,9 @@ if __name__ == "__main__":
     parser.add_argument("--no-sweep", action="store_true", help="8192 tokens only")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--patience", type=int, default=900, help="seconds until a process that says nothing is given up")
     parser.add_argument("--out", default="peers-record")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal of the script, on tiny tensors of --input")
     parser.add_argument("--dry-run", action="store_true", help="print versions and the plan")
     for hidden_option in ("--worker", "--file", "--expected", "--reference", "--check"):
         parser.add_argument(hidden_option, help=argparse.SUPPRESS)
