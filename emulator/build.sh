@@ -15,7 +15,7 @@ make_object() { # source object flags...
 objects=
 for s in "$here"/runtime/*.cpp "$here"/ptx/*.cpp "$here"/runtime/switch.S; do
     o=$OBJ/$(basename "$s").o
-    case $s in *.S) make_object "$s" "$o" ;; *) make_object "$s" "$o" -std=c++20 -O2 -g1 -fvisibility=hidden -fPIC ;; esac
+    case $s in *.S) make_object "$s" "$o" ;; *) make_object "$s" "$o" -std=c++17 -O2 -g1 -fvisibility=hidden -fPIC ;; esac
     objects="$objects $o"
 done
 out=$OBJ/$(basename "$test" .cpp)
