@@ -1,7 +1,7 @@
 """What mutants.py seeds: name, file, replacements, translation units to compile again, test.
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
-`kernels name`, a test of emulator/tests/kernels.rs. "(legal)" in a name: no alarm may be raised.
+`kernels name` or `hopper name`, a test of emulator/tests. "(legal)" in a name: no alarm may be raised.
 """
 
 K = "kernels/"
@@ -182,7 +182,10 @@ EXAMPLES = [
 MUTANTS = SHIPPED + EXAMPLES
 
 # ---- the wrappers in kernels/prim, seen only in what nvcc makes of them: one more field, the architecture -------------------
-P80, P90 = "example_sm80", "example_sm90"
+P80, P90, CLUSTER, BULK = "example_sm80", "example_sm90", "example_cluster", "example_bulk"
+EXCHANGE, PUSH = "hopper blocks_of_a_cluster_exchange_through_shared_memory", "hopper an_arrival_at_another_block_hands_data_over"
+MULTICAST, BOX = "hopper a_multicast_lands_in_every_block", "hopper boxes_are_multicast_in_clusters_of_every_size"
+RANGES = "hopper plain_ranges_are_copied_and_added"
 PRIM = K + "prim/"
 
 
@@ -205,4 +208,21 @@ PTX_MUTANTS = [
     wrapper("mma: accumulators exchanged", "mma.cuh", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%1,%0,%2,%3};", P80, A, "80"),
     wrapper("ldmatrix: order of the results", "mma.cuh", "x4.shared.b16 {%0,%1,%2,%3}, [%4];", "x4.shared.b16 {%0,%2,%1,%3}, [%4];", P80, A, "80"),
     wrapper("cp.async: the filling inverted", "copy.cuh", "\"r\"(src_bytes)", "\"r\"(16 - src_bytes)", P80, A, "80"),
+    wrapper("mapa: always block 0", "cluster.cuh", "mapa.u64 %0, %1, %2;", "mapa.u64 %0, %1, 0;", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster barrier: no wait", "cluster.cuh", "\\n\\tbarrier.cluster.wait.acquire.aligned;", "", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster barrier: a relaxed arrival", "cluster.cuh", "arrive.release.aligned;\\n", "arrive.relaxed.aligned;\\n", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster rank for its size", "cluster.cuh", "%%cluster_nctarank", "%%cluster_ctarank", CLUSTER, BOX, "90a"),
+    wrapper("remote arrival without a release", "cluster.cuh", "arrive.release.cluster.shared", "arrive.shared", CLUSTER, PUSH, "90a"),
+    wrapper("remote arrival at home", "cluster.cuh", "mapa.shared::cluster.u32 remote, %0, %1;", "mov.b32 remote, %0;", CLUSTER, PUSH, "90a"),
+    wrapper("remote wait without an acquire", "cluster.cuh", "parity.acquire.cluster.shared", "parity.shared", CLUSTER, PUSH, "90a"),
+    wrapper("multicast of a range to this block alone", "cluster.cuh", "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;", "bytes [%0], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("copy between blocks on this block's barrier", "cluster.cuh", "[there], [%1], %2, [barrier];", "[there], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("copy between blocks into this block", "cluster.cuh", "[there], [%1], %2, [barrier];", "[%0], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("multicast of a box: coordinates swapped", "cluster.cuh", "[%1, {%3, %4}], [%2], %5, %6;", "[%1, {%4, %3}], [%2], %5, %6;", CLUSTER, BOX, "90a"),
+    wrapper("bulk store: source and destination of another size", "tma.cuh", "bulk_group [%0], [%1], %2;\" ::\"l\"(gmem), \"r\"(smem_addr(smem)), \"r\"(bytes)",
+            "bulk_group [%0], [%1], %2;\" ::\"l\"(gmem), \"r\"(smem_addr(smem)), \"r\"(bytes / 2)", BULK, RANGES, "90a"),
+    wrapper("bulk reduction emitted as a store", "tma.cuh", "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32", "cp.async.bulk.global.shared::cta.bulk_group", BULK, RANGES, "90a"),
+    wrapper("bulk reduction of bf16 as f16", "tma.cuh", "add.noftz.bf16", "add.noftz.f16", BULK, RANGES, "90a"),
+    wrapper("bulk_commit forgotten", "tma.cuh", "asm volatile(\"cp.async.bulk.commit_group;\" ::: \"memory\");", "", BULK, RANGES, "90a"),
+    wrapper("stmatrix: order of the registers", "mma.cuh", "x4.shared.b16 [%0], {%1,%2,%3,%4};", "x4.shared.b16 [%0], {%1,%3,%2,%4};", BULK, "hopper matrices_are_stored_in_every_form", "90a"),
 ]

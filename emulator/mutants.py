@@ -40,7 +40,7 @@ def cargo():
     if library.returncode:
         sys.exit(library.stderr)
     executables = {}
-    for what in (["--features", "cuda", "--test", "cuda_checked"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker"]):
+    for what in (["--features", "cuda", "--test", "cuda_checked"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
         built = run(["cargo", "test", "-q", "--no-run", "--message-format=json", *what])
         if built.returncode:
             sys.exit(built.stderr)
