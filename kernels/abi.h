@@ -135,7 +135,7 @@ struct LceBackwardScratch {
     float* spread_sum;                       // [D]
     float* spread_total;                     // [1] sum_i spread_i over sparse rows
     u32* exact_scale;                        // [1] bits of the largest magnitude of a logit gradient, atomic maximum
-    u32* barrier;                            // [2] of the grid: arrivals, generation; zero before the launch
+    u32* barrier;                            // [3] of the grid: arrivals, generation; items of work drawn; zero before the launch
     void* exact_gradients;                   // logit gradients of a panel of exact rows x a chunk of classes, of the input type
     float* exact_d_embeddings;               // [exact_panel_rows, D] accumulators
     u64 exact_gradients_elements;            // that exact_gradients holds

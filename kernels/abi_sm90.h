@@ -14,8 +14,8 @@ constexpr u32 SM90_TILE_D = 64;              // columns of every box: 128 bytes,
 // 256 bytes, zeros outside.
 struct LceHopperArgs {
     LceArgs args;                            // splits: partials a row block has in this round, of which the kernel may use fewer
-    prim::TensorMap embeddings[3];           // E [N, D], boxes of 128, 8 and 1 rows
-    prim::TensorMap classifier;              // C [V, D], boxes of 128 rows
+    prim::TensorMap embeddings[3];           // E [N, D], boxes of 128 rows (exact path: 64), 8 and 1
+    prim::TensorMap classifier;              // C [V, D], boxes of 128 rows (exact path: 64)
     u32 sweep_blocks;                        // most row blocks that sweep the vocabulary together: their rows of E stay in L2
     u32 padding[15];
 };

@@ -15,6 +15,7 @@
 #include "column_sum.cuh"
 #include "gradient.cuh"
 #include "gradient_product.cuh"
+#include "gradient_scale.cuh"
 #include "grid_barrier.cuh"
 #include "logit_map.cuh"
 #include "logits_tile.cuh"
@@ -55,8 +56,6 @@ struct ProductSmem {                         // phase (b)
 };
 
 // ---- which rows, which classes --------------------------------------------------------------------------------------------
-struct Scale { float down, up; };            // G is stored times `down`; sums over it come back by `up`. Powers of two
-
 struct Pass {
     u32 first, rows;                         // exact rows, by their position in exact_row
     u32 row_tiles;
@@ -77,7 +76,7 @@ struct Segment {                             // of tiles of G that the block com
 
 // What the block is working on: in shared memory, where it costs the main loops no registers.
 struct Work {
-    Scale scale;
+    gradient::Scale scale;
     Pass pass;
     Chunk chunk;
     u32 segment_tiles;                       // most tiles of a segment
@@ -94,17 +93,6 @@ struct Smem {
     Work work;
 };
 static_assert(sizeof(Smem) <= 96 * 1024, "devices with 99 KB of shared memory run one block");
-
-// f16 has few binades below 1 before its subnormals begin: the upper half of its range is used too, but for a margin of 4.
-template <class T> constexpr u32 LIFT = 0;
-template <> constexpr u32 LIFT<f16> = 14;
-
-template <class T> __device__ __forceinline__ Scale scale_of(u32 largest_bits) {
-    if (largest_bits == 0) return {1.0f, 1.0f};
-    u32 exponent = (largest_bits >> 23) + ((largest_bits & 0x7FFFFFu) != 0);   // of the power of two at or above the largest |G|
-    exponent = exponent < 32 ? 32 : exponent > 222 ? 222 : exponent;           // both factors stay normal numbers
-    return {prim::bits_f32((254 - exponent + LIFT<T>) << 23), prim::bits_f32((exponent - LIFT<T>) << 23)};
-}
 
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
 __device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
@@ -389,7 +377,7 @@ __device__ __forceinline__ bool next(const LceArgs& a, Work& work, bool begin) {
 template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceArgs& a) {
     Smem& smem = prim::shared_memory<Smem>();
     if (threadIdx.x == 0) {
-        smem.work.scale = scale_of<T>(a.backward.exact_scale[0]);
+        smem.work.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
         smem.work.more = next(a, smem.work, true);
     }
     __syncthreads();

@@ -20,7 +20,11 @@ __device__ __forceinline__ u32 row_start(u64 seed, u32 token) {
 // A state of the walk as a number in (0, 1].
 __device__ __forceinline__ float uniform(u32 state) { return (float(state) + 0.5f) * (1.0f / 4294967296.0f); }
 
-__device__ __forceinline__ float entry_uniform(u32 start, u32 v) { return uniform(start + v * WEYL_STEP); }
+// How far class v lies along every row's walk, which takes the classes of each 64 in bit-reversed order. That of v | w is the sum of
+// those of v and w where no bit is set in both.
+__device__ __forceinline__ u32 class_offset(u32 v) { return (v & ~63u | prim::brev(v & 63u) >> 26) * WEYL_STEP; }
+
+__device__ __forceinline__ float entry_uniform(u32 start, u32 v) { return uniform(start + class_offset(v)); }
 
 // The least p that class v is kept with.
 __device__ __forceinline__ float least(const LceProblem& p, u32 start, u32 v) {

@@ -13,8 +13,10 @@
 // release-arrival are cumulative: they carry those writes along. The arrivals form one chain of read-modify-writes, so the last
 // to arrive has acquired all the others'; it releases the generation, every waiting thread 0 acquires it, and the second
 // __syncthreads hands on what that one has seen.
-__device__ __forceinline__ void grid_barrier(u32* barrier) {
-    __syncthreads();
+//
+// sync: a barrier of the block's threads, for kernels whose warps have parted and cannot meet in __syncthreads.
+template <class Sync> __device__ __forceinline__ void grid_barrier(u32* barrier, Sync sync) {
+    sync();
     if (threadIdx.x == 0) {
         u32* arrivals = barrier;
         u32* generation = barrier + 1;
@@ -29,5 +31,9 @@ __device__ __forceinline__ void grid_barrier(u32* barrier) {
         }
         prim::threadfence();
     }
-    __syncthreads();
+    sync();
+}
+
+__device__ __forceinline__ void grid_barrier(u32* barrier) {
+    grid_barrier(barrier, [] { __syncthreads(); });
 }

@@ -269,13 +269,13 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
     ) const {
         // First only whether any of a few classes passes, which is a predicate, not a mask.
         const Test test(threshold, a.problem.filter == FILTER_UNBIASED);
-        const u32 walk = state.start[row(r)] + first_class * filter::WEYL_STEP;
+        const u32 walk = state.start[row(r)] + filter::class_offset(first_class);
         bool any[CHUNK / GROUP], any_of_all = false;
 #pragma unroll
         for (u32 g = 0; g < CHUNK / GROUP; ++g) {
             any[g] = false;
 #pragma unroll
-            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + column(begin + k) * filter::WEYL_STEP);
+            for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) any[g] |= test.passes(e[k], walk + filter::class_offset(column(begin + k)));
             any_of_all |= any[g];
         }
         // Also against a threshold out of reach something may pass where u is next to 0.
@@ -287,7 +287,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
             if (!any[g]) continue;
 #pragma unroll
             for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
-                const bool hit = test.passes(e[k], same_walk + column(begin + k) * filter::WEYL_STEP);
+                const bool hit = test.passes(e[k], same_walk + filter::class_offset(column(begin + k)));
                 hits |= u32(hit && first_class + column(begin + k) < a.problem.vocab) << k;
             }
         }

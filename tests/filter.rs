@@ -5,7 +5,7 @@ mod common;
 use common::compare::bits;
 use common::suite::{Got, run};
 use common::{Expected, Logits, OwnedUpstream, Spec, Tensors, frobenius};
-use cut_cross_entropy::filter::{entry_uniform, row_start};
+use cut_cross_entropy::filter::{class_offset, entry_uniform, row_start};
 use cut_cross_entropy::{CceOptions, Cpu, GradientFilter, Problem, cce_forward};
 
 fn unbiased(eps: f32, seed: u64) -> CceOptions {
@@ -210,6 +210,21 @@ fn a_row_is_better_spread_than_independent_numbers() {
         let distance = |(k, u): (usize, &f32)| (f64::from(*u) - (k as f64 + 0.5) / 4096.0).abs();
         let worst = u.iter().enumerate().map(distance).fold(0.0, f64::max);
         assert!(worst <= 2e-3, "token {token}: {worst}");
+    }
+}
+
+#[test]
+fn neighbours_in_the_vocabulary_are_not_kept_or_dropped_together() {
+    // Offsets of a tile's start and of places in it add up, as the kernels' immediates need it.
+    for (start, place) in [(64, 63), (192, 17), (0xFFFF_FF00, 255), (1 << 20, 65)] {
+        assert_eq!(class_offset(start | place), class_offset(start).wrapping_add(class_offset(place)), "{start} {place}");
+    }
+    // Classes d apart whose numbers lie within 1/32 of each other: 1/16 of them by chance. In plain order all of them at
+    // d = 21, 34 and 55, Fibonacci numbers.
+    for d in 1..=64 {
+        let apart = |v: u32| class_offset(v + d).wrapping_sub(class_offset(v));
+        let near = (0..4096).filter(|&v| apart(v).min(apart(v).wrapping_neg()) < 1 << 27).count();
+        assert!(near <= 4096 / 3, "{near} of 4096 pairs {d} apart");
     }
 }
 

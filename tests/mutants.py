@@ -42,7 +42,7 @@ MUTANTS = [
            "*z = z.mul_add(self.scale, *b)", "*z = z.mul_add(self.scale, 2.0 * *b)",
            "hazards h03_bias_and_scale_enter_once_however_long_the_contraction"),
     Mutant("Weyl step of the wrong sign in the capture", "src/cpu/forward.rs",
-           "*w = (k as u32).wrapping_mul(WEYL_STEP);", "*w = (k as u32).wrapping_mul(WEYL_STEP.wrapping_neg());",
+           "*offset = class_offset(k as u32);", "*offset = class_offset(k as u32).wrapping_neg();",
            "filter kept_entries_are_those_of_the_definition_with_the_value_of_the_definition"),
     Mutant("seed ignored", "src/filter.rs",
            "let key = mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15));",

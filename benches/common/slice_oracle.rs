@@ -125,8 +125,12 @@ impl<'a> SliceOracle<'a> {
         };
         let borderline = threshold > 0.0 && (p - threshold).abs() <= BORDERLINE * threshold;
         let slack = match () {
-            // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off: absolute, however small p - 1 is.
-            () if is_target => p * 16.0 * f64::from(f32::EPSILON) / 2.0,
+            // p is rounded in f32 before 1 is taken off: absolute, however small p - 1 is. Exponential and quotient, the logit (an
+            // absolute error of z is a relative one of p), and a plain sum of V terms that loses what is below half a unit of 1.
+            () if is_target => {
+                let roundings = 16.0 + 4.0 * z.abs() + (self.workload.shape.vocab as f64).sqrt();
+                p * roundings * f64::from(f32::EPSILON) / 2.0
+            }
             () if borderline => p.max(eps),
             () => 0.0,
         };

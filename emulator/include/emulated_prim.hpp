@@ -159,6 +159,7 @@ inline void mbarrier_arrive_expect_tx(u64* b, u32 bytes, Site at = here()) { emu
 inline void mbarrier_wait(u64* b, u32 parity, Site at = here()) { emu::mbarrier_wait(word(b), parity, at); }
 inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
+inline void fence_proxy_async_global() {}                       // not modelled
 
 // ---- TMA, wgmma -------------------------------------------------------------------------------------------------------
 inline void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y, Site at = here()) {

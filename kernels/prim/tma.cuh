@@ -22,6 +22,8 @@ PRIM void mbarrier_wait(u64* bar, u32 parity) {
 PRIM void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // What this thread wrote to shared memory becomes visible to TMA and wgmma; before the barrier that tells them.
 PRIM void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same of global memory, between what copies and ordinary accesses of different threads do: on both sides of the barrier.
+PRIM void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // x runs along the contiguous dimension. Outside the tensor: zeros; bar counts the whole box in bytes.
 PRIM void tma_load_2d(void* smem, const TensorMap* map, u64* bar, int x, int y) {

@@ -84,7 +84,7 @@ impl RowCandidates {
         state: &SoftmaxState,
         logits: &[f32],
         exps: &[f32],
-        weyl: &[u32],
+        offsets: &[u32],
         first_class: usize,
         space: usize,
     ) {
@@ -105,7 +105,7 @@ impl RowCandidates {
         const BLOCK: usize = 64;
         let (factor, start) = match self.filter {
             RowFilter::Unbiased { eps, start } => {
-                (eps * bound, start.wrapping_add((first_class as u32).wrapping_mul(filter::WEYL_STEP)))
+                (eps * bound, start.wrapping_add(filter::class_offset(first_class as u32)))
             }
             RowFilter::Threshold { eps } => (eps * bound, 0),
         };
@@ -117,8 +117,8 @@ impl RowCandidates {
             flags[end - base..].fill(0);
             let tested = flags.iter_mut().zip(&exps[base..end]);
             if unbiased {
-                for ((flag, e), w) in tested.zip(&weyl[base..end]) {
-                    *flag = u8::from(*e >= factor * filter::uniform(start.wrapping_add(*w)));
+                for ((flag, e), offset) in tested.zip(&offsets[base..end]) {
+                    *flag = u8::from(*e >= factor * filter::uniform(start.wrapping_add(*offset)));
                 }
             } else {
                 tested.for_each(|(flag, e)| *flag = u8::from(*e >= factor));

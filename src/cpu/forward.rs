@@ -16,7 +16,7 @@ use super::plan::{self, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::softmax_state::SoftmaxState;
 use super::vector::{self, vectorized};
-use crate::filter::WEYL_STEP;
+use crate::filter::class_offset;
 use crate::{CceOptions, Element, GradientFilter, HostSlice, Problem};
 use rayon::prelude::*;
 
@@ -219,9 +219,10 @@ impl TileScan<'_> {
     ) {
         let (first_class, columns) = (self.first_class, self.columns);
         let mut exps = [0.0_f32; VOCAB_TILE];
-        let mut weyl = [0_u32; VOCAB_TILE];
-        for (k, w) in weyl.iter_mut().enumerate() {
-            *w = (k as u32).wrapping_mul(WEYL_STEP);
+        const { assert!(VOCAB_TILE % 64 == 0, "offsets of a tile's start and of a place in it add up") };
+        let mut offsets = [0_u32; VOCAB_TILE];
+        for (k, offset) in offsets.iter_mut().enumerate() {
+            *offset = class_offset(k as u32);
         }
         let mut bias = [0.0_f32; VOCAB_TILE];
         self.map.widen_bias(first_class, &mut bias[..columns]);
@@ -243,7 +244,7 @@ impl TileScan<'_> {
                 state.smooth += logits.iter().enumerate().map(weighted).sum::<f64>();
             }
             if let Some(candidates) = candidates.as_deref_mut() {
-                candidates[index].capture(state, logits, &exps, &weyl, first_class, self.space);
+                candidates[index].capture(state, logits, &exps, &offsets, first_class, self.space);
             }
         }
     }

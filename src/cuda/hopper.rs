@@ -1,9 +1,9 @@
-//! What Hopper's forward takes besides the common arguments: tensor maps, by which the copy engine finds tiles of E and C.
+//! What the Hopper kernels take besides the common arguments: tensor maps, by which the copy engine finds tiles of E and C.
 //! The host's side of `kernels/abi_sm90.h`.
 
 use super::abi::LceArgs;
 use super::module::driver;
-use crate::plan::LaunchPlan;
+use crate::plan::{Kernel, LaunchPlan};
 use crate::{DType, Result};
 use cudarc::driver::{DeviceRepr, sys};
 
@@ -12,14 +12,14 @@ use cudarc::driver::{DeviceRepr, sys};
 #[derive(Debug, Clone, Copy)]
 struct TensorMap([u64; 16]);
 
-/// Argument of `lce_forward_sm90_*`.
+/// Argument of `lce_forward_sm90_*` and `lce_exact_sm90_*`.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LceHopperArgs {
     args: LceArgs,
-    /// E [N, D] in boxes of 128, 8 and 1 rows.
+    /// E [N, D] in boxes of 128 rows (exact path: 64), 8 and 1.
     embeddings: [TensorMap; 3],
-    /// C [V, D] in boxes of 128 rows.
+    /// C [V, D] in boxes of 128 rows (exact path: 64).
     classifier: TensorMap,
     sweep_blocks: u32,
     padding: [u32; 15],
@@ -36,13 +36,14 @@ impl LceHopperArgs {
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where the driver refuses a tensor map.
-    pub fn new(args: LceArgs, plan: &LaunchPlan) -> Result<Self> {
+    pub fn new(args: LceArgs, plan: &LaunchPlan, kernel: &Kernel) -> Result<Self> {
         let (p, dtype) = (&args.problem, plan.workload.dtype);
+        let box_rows = if kernel.cooperative { 64 } else { 128 };
         let e = |box_rows| encode(dtype, p.embeddings, [p.hidden, p.tokens], p.embeddings_stride, box_rows);
         Ok(LceHopperArgs {
             args,
-            embeddings: [e(128)?, e(8)?, e(1)?],
-            classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, 128)?,
+            embeddings: [e(box_rows)?, e(8)?, e(1)?],
+            classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, box_rows)?,
             sweep_blocks: plan.sweep_blocks,
             padding: [0; 15],
         })

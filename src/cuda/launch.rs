@@ -112,7 +112,7 @@ unsafe fn submit(
                     block_dim: (launch.kernel.threads, 1, 1),
                     shared_mem_bytes: launch.kernel.shared,
                 };
-                let hopper = launch.kernel.is_hopper().then(|| LceHopperArgs::new(args, plan)).transpose()?;
+                let hopper = launch.kernel.is_hopper().then(|| LceHopperArgs::new(args, plan, &launch.kernel)).transpose()?;
                 let mut builder = stream.launch_builder(function);
                 match &hopper {
                     Some(hopper) => builder.arg(hopper),

@@ -38,7 +38,7 @@ macro_rules! kernels {
             variants: Variants::$variants,
             threads: $threads,
             shared: $shared,
-            cooperative: matches!(stringify!($name).as_bytes(), b"EXACT"),
+            cooperative: matches!(stringify!($name).as_bytes(), b"EXACT" | b"EXACT_HOPPER"),
         };)*
         /// Every kernel.
         pub const KERNELS: &[Kernel] = &[$($name),*];
@@ -70,6 +70,7 @@ kernels! {
     SPREAD_SUM = "lce_spread_sum" Types 256 8192;
     SUM_PARTS = "lce_sum_parts" One 256 2048;
     EXACT = "lce_exact" TypesAndAlignments 256 81408;
+    EXACT_HOPPER = "lce_exact_sm90" HalfTypes 384 231424;
 }
 
 impl Kernel {

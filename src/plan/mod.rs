@@ -42,12 +42,12 @@ const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
 const OVERFLOW_PANEL: usize = 1024;
 
-/// Classes of a tile of the Hopper forward.
+/// Classes of a tile of the Hopper kernels.
 const HOPPER_TILE: usize = 256;
 /// Share of the last cache that the rows of E of a sweep may take, in percent; the classifier streams through the rest.
 const SWEEP_PERCENT: usize = 80;
 
-/// Which kernels compute the forward; the others are the same everywhere.
+/// Which kernels compute the forward and, where every row takes it, the exact path; the others are the same everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelFamily {
     /// Hopper's where the device is one and the inputs fit them, else the portable ones.
@@ -166,7 +166,7 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
-    /// The forward is Hopper's.
+    /// The forward is Hopper's, and so is the exact path where every row takes it.
     pub hopper: bool,
     /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
     pub sweep_blocks: u32,
@@ -224,7 +224,8 @@ impl LaunchPlan {
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
             false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
         };
-        let gradients_elements = exact_gradients_elements(tokens, vocab, panel, chunk_bytes / element);
+        let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
+        let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
         let workspace = Workspace::new(&Sizes {
             shape: workload.shape,
             element,
@@ -338,8 +339,12 @@ impl LaunchPlan {
             let [owners, _] = classes(16);
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
-        // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
-        steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);
+        if self.hopper && self.dense {
+            steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]);
+        } else {
+            // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
+            steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);
+        }
         self.backward = steps.steps;
     }
 }
@@ -403,11 +408,11 @@ fn block_entries(tokens: usize, vocab: usize, eps: f32) -> usize {
     (BLOCK_N * (room + 1)).min(tokens.min(BLOCK_N) * (vocab + 1))
 }
 
-/// As many classes as fit `elements` for a panel of `panel` rows; at least a tile of them for all rows.
-fn exact_gradients_elements(tokens: usize, vocab: usize, panel: usize, elements: usize) -> usize {
-    let classes = (elements / panel.max(1) / BLOCK_V).max(1) * BLOCK_V;
-    let chunk = classes.min(vocab.next_multiple_of(BLOCK_V));
-    (panel * chunk).max(padded_rows(tokens) * BLOCK_V)
+/// As many tiles of classes as fit `elements` for a panel of `panel` rows; at least a tile of them for all rows.
+fn exact_gradients_elements(tokens: usize, vocab: usize, tile: usize, panel: usize, elements: usize) -> usize {
+    let classes = (elements / panel.max(1) / tile).max(1) * tile;
+    let chunk = classes.min(vocab.next_multiple_of(tile));
+    (panel * chunk).max(padded_rows(tokens) * tile)
 }
 
 impl std::fmt::Display for LaunchPlan {

@@ -97,7 +97,7 @@ impl Workspace {
             ("spread_sum", Backward, smooth_columns, "4 D", &[4, d]),
             ("spread_total", Backward, smooth_columns, "4", &[4]),
             ("exact_scale", Backward, any, "4", &[4]),
-            ("barrier", Backward, any, "8", &[8]),
+            ("barrier", Backward, any, "12", &[12]),
             ("exact_gradients", Backward, any, "element * gradient elements", &[s.element, s.gradients_elements]),
         ];
         let accumulators = &[4, s.panel, d][..];

@@ -1,0 +1,156 @@
+// Products of any two row-major matrices on Hopper, whichever of their dimensions is summed over: everything comes in blocks of 64 x 64
+// elements. One warp feeds a ring of shared-memory stages through the copy engine, two warpgroups multiply with wgmma.
+//
+//     stage    A  blocks 0, 1        128 rows of the product: block w is consumer w's
+//              B  blocks 2 .. 5      256 columns of the product
+//
+//     block    64 rows of 128 bytes, 16-byte chunk c of row r in place c ^ (r % 8). The sum runs along its rows (K-major: E and C of
+//              E C^T, G of G C) or down its columns (MN-major: C of G C, G and E of G^T E): the same bytes, another descriptor.
+//
+// acc[4 c + i] of thread t of consumer w is row 64 w + 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 c + 2 (t % 4) + i % 2 of the product.
+//
+// full[s]: the bytes of stage s have landed. empty[s]: every warp of both consumers has read it.
+#pragma once
+
+#include "abi_sm90.h"
+
+namespace blocks {
+
+using prim::Major;
+using prim::u8;
+
+// ---- shape ------------------------------------------------------------------------------------------------------------------
+constexpr u32 SIDE = 64;                     // rows and columns of a block: a row is the span of the swizzle
+constexpr u32 BYTES = SIDE * SIDE * 2;
+constexpr u32 ROWS = 128, COLUMNS = 256;     // of the product
+constexpr u32 A_BLOCKS = ROWS / SIDE, B_BLOCKS = COLUMNS / SIDE;
+constexpr u32 STAGES = 4;
+constexpr u32 STAGE_BYTES = (A_BLOCKS + B_BLOCKS) * BYTES;
+constexpr u32 CONSUMERS = 2, WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
+constexpr u32 ACCUMULATORS = COLUMNS / 2;    // of a thread
+static_assert(SIDE == SM90_TILE_D && COLUMNS == SM90_TILE_V, "a box of the tensor maps is a block");
+
+struct Item { u32 kind, row, column, steps; };   // of a list of work: the kernel's kind, the product's tile, the steps of its sum
+
+struct Ring {
+    alignas(1024) u8 a[STAGES][A_BLOCKS][BYTES];
+    alignas(1024) u8 b[STAGES][B_BLOCKS][BYTES];
+    Item item[STAGES];                       // that this stage is of
+    u64 full[STAGES], empty[STAGES];
+};
+
+// Where a thread is in the ring: the stage, and the parity of the current lap.
+struct Cursor {
+    u32 stage = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// By one thread, before a barrier of the block.
+__device__ __forceinline__ void initialise(Ring& ring) {
+    for (u32 s = 0; s < STAGES; ++s) {
+        prim::mbarrier_init(&ring.full[s], 1);
+        prim::mbarrier_init(&ring.empty[s], CONSUMERS * WARPGROUP / 32);
+    }
+    prim::fence_mbarrier_init();
+}
+
+// ---- producer: a warp -------------------------------------------------------------------------------------------------------
+// Tokens of the rows of a block or two of E, as few boxes as there can be: lane l looks after rows 8 l to 8 l + 7. A block whose tokens
+// follow one another is one box, eight such rows are one, any other row is one. Rows that do not exist are zeros, and so is what lies
+// outside of E: they are summed over.
+struct Rows {
+    u32 first;                               // this lane's first row, and its token
+    u32 token;
+    u32 box;                                 // rows of a box: 64, 8 or 1; 0: another lane's box has them
+
+    // Rows first_row .. of `rows` exact ones, by the whole warp; lanes beyond `lanes` have none.
+    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows, u32 lanes) {
+        const u32 lane = threadIdx.x % 32;
+        first = first_row + 8 * lane;
+        const u32 count = lane < lanes && first < rows ? (rows - first < 8 ? rows - first : 8) : 0;
+        token = count > 0 ? token_of(a, first) : a.problem.tokens;
+        const bool eight = count == 8 && token_of(a, first + 7) - token == 7;
+        const u32 in_block = lane % 8, block_token = prim::shfl_idx(token, int(lane - in_block));
+        const u32 run = prim::ballot(eight && token == block_token + 8 * in_block) >> (lane - in_block) & 0xff;
+        box = lane >= lanes ? 0 : run == 0xff ? (in_block == 0 ? SIDE : 0) : eight || count == 0 ? 8 : 1;
+    }
+    static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row) { return a.saved.row_token[a.saved.exact_row[row]]; }
+
+    // Columns x to x + 63 of these rows into `block`, one of the block that lane 0 is in.
+    __device__ __forceinline__ void load(const LceHopperArgs& a, u8* block, u64* full, u32 x, u32 rows) const {
+        if (box == 0) return;
+        u8* to = block + threadIdx.x % 8 * 8 * 128;
+        if (box > 1) {
+            prim::tma_load_2d(to, &a.embeddings[box == SIDE ? 0 : 1], full, int(x), int(token), prim::L2::EvictLast);
+            return;
+        }
+#pragma unroll 1
+        for (u32 i = 0; i < 8; ++i) {
+            const u32 at = first + i < rows ? token_of(a.args, first + i) : a.args.problem.tokens;
+            prim::tma_load_2d(to + i * 128, &a.embeddings[2], full, int(x), int(at), prim::L2::EvictLast);
+        }
+    }
+};
+
+// Waits for the stage and says what will come: STAGE_BYTES, or nothing. By the whole warp; lane 0 waits for all, since once it has said so
+// the stage may be empty again before another lane has looked.
+__device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, u32 bytes) {
+    if (threadIdx.x % 32 == 0) {
+        prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+        ring.item[at.stage] = item;
+        if (bytes > 0) prim::mbarrier_arrive_expect_tx(&ring.full[at.stage], bytes);
+        else prim::mbarrier_arrive(&ring.full[at.stage]);
+    }
+    prim::syncwarp();
+}
+
+// ---- consumers: a warpgroup each ------------------------------------------------------------------------------------------------
+// Matrix descriptor of blocks that follow one another: eight rows are one pattern of 1024 bytes, swizzle of 128 bytes. MN-major, the
+// leading dimension goes from block to block.
+template <Major MAJOR> __device__ __forceinline__ u64 descriptor(const u8* block) {
+    const u64 leading = MAJOR == Major::K ? 0 : BYTES;
+    return u64(prim::smem_addr(block) & 0x3ffff) >> 4 | leading >> 4 << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
+}
+// From one k16 to the next, in units of a descriptor.
+template <Major MAJOR> constexpr u32 K16 = (MAJOR == Major::K ? 32 : 16 * 128) >> 4;
+
+// By a warp, when all its lanes have read the stage.
+__device__ __forceinline__ void release(Ring& ring, u32 stage) {
+    if (threadIdx.x % 32 == 0) prim::mbarrier_arrive(&ring.empty[stage]);
+}
+
+// The item that begins with the stage at `at`, by whole warps.
+__device__ __forceinline__ Item next_item(Ring& ring, const Cursor& at) {
+    prim::mbarrier_wait(&ring.full[at.stage], at.parity);
+    const Item item = ring.item[at.stage];
+    prim::syncwarp();                        // lane 0 may release the stage for all lanes
+    return item;
+}
+
+// One tile, by a consumer: acc = A B. Two groups of products are in flight: a stage is released when the next one's have been issued and
+// its own are done. `meanwhile(step)` runs while the products of the step do.
+template <class T, Major A, Major B, class Meanwhile>
+__device__ __forceinline__ void multiply(float (&acc)[ACCUMULATORS], Ring& ring, Cursor& at, u32 steps, u32 consumer, Meanwhile meanwhile) {
+    u32 previous = 0;
+    for (u32 step = 0; step < steps; ++step, at.advance()) {
+        prim::mbarrier_wait(&ring.full[at.stage], at.parity);
+        const u64 a = descriptor<A>(ring.a[at.stage][consumer]), b = descriptor<B>(ring.b[at.stage][0]);
+        prim::wgmma_fence();
+#pragma unroll
+        for (u32 k = 0; k < SIDE / 16; ++k)
+            prim::wgmma_m64k16<T, int(COLUMNS), A, B>(acc, a + k * K16<A>, b + k * K16<B>, step > 0 || k > 0);
+        prim::wgmma_commit();
+        meanwhile(step);
+        if (step > 0) {
+            prim::wgmma_wait<1>(acc);
+            release(ring, previous);
+        }
+        previous = at.stage;
+    }
+    prim::wgmma_wait<0>(acc);
+    release(ring, previous);
+}
+
+}  // namespace blocks
