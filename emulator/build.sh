@@ -3,7 +3,7 @@
 # runtime are kept in $OBJ and made again when a source is newer. Prints the executable's path.
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
-: "${CXX:=g++}" "${OBJ:=${TMPDIR:-/tmp}/emulator-objects}" "${KFLAGS:=-O1 -g1 -fsanitize=thread,undefined}"
+: "${CXX:=g++}" "${OBJ:=${TMPDIR:-/tmp}/emulator-objects}" "${KFLAGS:=-O1 -g1 -fsanitize=thread,undefined -fno-sanitize=pointer-overflow,object-size}"
 mkdir -p "$OBJ"
 test=$1; shift
 make_object() { # source object flags...

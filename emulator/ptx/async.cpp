@@ -121,9 +121,10 @@ bool decode_async(Parser& P, Ins& i, Opcode& o, const Operands& x) {
         i.exec = RUN { fence_mbarrier_init(); };
         return o.take("release") && o.take("cluster");
     }
-    if (op == "fence" && o.take("proxy")) {
-        i.exec = RUN { fence_proxy_async(); };
-        return o.take("async") && (o.take("shared::cta") || o.take("shared::cluster"));
+    if (op == "fence" && o.take("proxy") && o.take("async")) {
+        if (o.take("global")) i.exec = RUN {};       // not modelled
+        else if (o.take("shared::cta") || o.take("shared::cluster")) i.exec = RUN { fence_proxy_async(); };
+        return i.exec && x.empty();
     }
     if (op == "setmaxnreg" && o.take("sync") && o.take("aligned") && o.take("u32") && x.size() == 1) {
         i.n = atoi(x[0].c_str());
