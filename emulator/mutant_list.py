@@ -1,7 +1,8 @@
 """What mutants.py seeds: name, file, replacements, translation units to compile again, test.
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
-`kernels name` or `hopper name`, a test of emulator/tests. "(legal)" in a name: no alarm may be raised.
+`kernels name` or `hopper name`, a test of emulator/tests, or `cuda_hopper cases`. "(legal)" in a name: no alarm may be raised. A
+replacement in another file names it.
 """
 
 K = "kernels/"
@@ -113,7 +114,7 @@ SHIPPED = [
     mutant("forward: columns beyond V not masked", K + "logits_epilogue.cuh",
            "if (first_class + column(k) < p.vocab) continue;", "if (first_class + column(k) <= p.vocab) continue;", "forward_sm80", "group_edge/1"),
     mutant("forward: wrong Weyl step at capture", K + "logits_epilogue.cuh",
-           "walk + column(k) * step", "walk + k * step", "forward_sm80", "two_tiles_plus_1/1"),
+           "same_walk + filter::class_offset(column(begin + k))", "same_walk + filter::class_offset(k)", "forward_sm80", "two_tiles_plus_1/1"),
     mutant("forward: no syncwarp before maxima are raised", K + "logits_epilogue.cuh",
            "        prim::syncwarp();                    // all lanes have read the old maxima\n", "", "forward_sm80", "group_edge/1"),
     mutant("forward: no syncwarp before thresholds change", K + "logits_epilogue.cuh",
@@ -129,7 +130,7 @@ SHIPPED = [
            "prim::st_release(generation, before + 1);", "prim::st_relaxed(generation, before + 1);", "exact", "two_tiles_plus_1/0",
            ("        prim::threadfence();\n        if", "        if"), ("        prim::threadfence();\n    }", "    }")),
     mutant("grid barrier: no barrier of the block after it", K + "grid_barrier.cuh",
-           "    }\n    __syncthreads();\n}", "    }\n}", "exact", "two_tiles_plus_1/0"),
+           "    }\n    sync();\n}", "    }\n}", "exact", "two_tiles_plus_1/0"),
     mutant("exact: the tile's bias read past V", K + "exact.cu",
            "class_index >= p.vocab) return;", "class_index > p.vocab) return;", "exact", "bias/0"),
     mutant("exact: dC staged without a barrier", K + "exact.cu",
@@ -138,6 +139,22 @@ SHIPPED = [
     mutant("exact: wrong owner of an item", K + "exact.cu",
            "        if (threadIdx.x == 0) work.item += gridDim.x;\n        __syncthreads();\n    }\n}\n\n// ---- passes",
            "        if (threadIdx.x == 0) work.item += 1;\n        __syncthreads();\n    }\n}\n\n// ---- passes", "exact", "two_tiles_plus_1/0"),
+]
+
+# ---- the forward on Hopper; the host launches single blocks, so kernels in clusters take their names ---------------------------------
+RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hopper bias,softcap"
+IN_CLUSTERS = [edit for name in ("f16", "bf16") for edit in (
+    (f"FORWARD(lce_forward_sm90_{name},", f"FORWARD(lce_forward_sm90_single_{name},", FORWARD90),
+    (f"FORWARD_CLUSTER(lce_forward_sm90_cluster_{name},", f"FORWARD_CLUSTER(lce_forward_sm90_{name},", FORWARD90))]
+HOPPER = [
+    mutant("forward: clusters of two (legal)", RING, "constexpr u32 STAGES = 4;", "constexpr u32 STAGES = 4;", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("clusters: each block loads all of C into both", RING, "part = rank; part < TILE_V / CLASS_BOX; part += CLUSTER", "part = 0; part < TILE_V / CLASS_BOX; ++part", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("clusters: a block leaves while the other may write into it", FORWARD90, "        prim::syncwarp();\n        prim::cluster_sync();\n    }\n}", "    }\n}", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("clusters: empty counts the warps of one block", RING, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("clusters: both lanes release the stage of one block", RING, "mbarrier_arrive_cluster(&ring.empty[stage], lane)", "mbarrier_arrive_cluster(&ring.empty[stage], 0)", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CASES, *IN_CLUSTERS),
+    mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CASES),
+    mutant("descriptor: the next k16 too far", RING, "K16 = 32 >> 4", "K16 = 48 >> 4", "forward_sm90", CASES),
 ]
 
 # ---- the emulator's example kernels: Ampere's ring, Hopper's pipeline ------------------------------------------------------
@@ -179,7 +196,7 @@ EXAMPLES = [
     mutant("shared index out of bounds", LSE, "smem.sum[warp] = p.sum", "smem.sum[warp + 8] = p.sum", "example_sm80", L),
 ]
 
-MUTANTS = SHIPPED + EXAMPLES
+MUTANTS = SHIPPED + HOPPER + EXAMPLES
 
 # ---- the wrappers in kernels/prim, seen only in what nvcc makes of them: one more field, the architecture -------------------
 P80, P90, CLUSTER, BULK = "example_sm80", "example_sm90", "example_cluster", "example_bulk"
