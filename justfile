@@ -8,17 +8,20 @@ test:
 ci:
     bash .ci/run
 
-# plants bugs one at a time and shows which test catches each
-mutants:
-    python3 tests/mutants.py
+# plants bugs one at a time and shows which test catches each: in the crate, then in the kernels
+mutants: cpu-mutants emulator-mutants
 
-# the same for the kernels, under the emulator; with --ptx for the inline assembly, which needs nvcc
+# the crate's
+cpu-mutants *words:
+    python3 tests/mutants.py {{words}}
+
+# the kernels', under the emulator; with --ptx those of the inline assembly, which needs nvcc
 emulator-mutants *arguments:
     python3 emulator/mutants.py {{arguments}}
 
 # what nvcc emits for the kernels, run by the emulator's interpreter of PTX (installs the pinned nvcc)
 ptx:
-    EMU_PTX=$(sh emulator/ptx.sh) cargo test -p cut-cross-entropy-emulator --test kernels --test checker
+    EMU_PTX=$(sh emulator/ptx.sh) cargo test -p cut-cross-entropy-emulator --test kernels --test checker --test hopper --test layouts
 
 # registers, shared memory and spills of every kernel (needs nvcc, or PyPI for it)
 check-kernels *arguments:

@@ -3,7 +3,7 @@
 # runtime are kept in $OBJ and made again when a source is newer. Prints the executable's path.
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
-: "${CXX:=g++}" "${OBJ:=${TMPDIR:-/tmp}/emulator-objects}" "${KFLAGS:=-O1 -g1 -fsanitize=thread,undefined}"
+: "${CXX:=g++}" "${OBJ:=${TMPDIR:-/tmp}/emulator-objects}" "${KFLAGS:=-O1 -g1 -fsanitize=thread,undefined -fno-sanitize=pointer-overflow,object-size}"
 mkdir -p "$OBJ"
 test=$1; shift
 make_object() { # source object flags...
@@ -15,7 +15,7 @@ make_object() { # source object flags...
 objects=
 for s in "$here"/runtime/*.cpp "$here"/ptx/*.cpp "$here"/runtime/switch.S; do
     o=$OBJ/$(basename "$s").o
-    case $s in *.S) make_object "$s" "$o" ;; *) make_object "$s" "$o" -std=c++20 -O2 -g1 -fvisibility=hidden -fPIC ;; esac
+    case $s in *.S) make_object "$s" "$o" ;; *) make_object "$s" "$o" -std=c++17 -O2 -g1 -fvisibility=hidden -fPIC ;; esac
     objects="$objects $o"
 done
 out=$OBJ/$(basename "$test" .cpp)

@@ -1,7 +1,8 @@
 """What mutants.py seeds: name, file, replacements, translation units to compile again, test.
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
-`kernels name`, a test of emulator/tests/kernels.rs, or `cuda_hopper name`, of tests/cuda_hopper.rs. "(legal)" in a name: no alarm may be raised.
+`kernels name` or `hopper name`, a test of emulator/tests, or `cuda_hopper name/cases`, a test of tests/cuda_hopper.rs with some of its cases.
+"(legal)" in a name: no alarm may be raised. A replacement in another file names it.
 """
 
 K = "kernels/"
@@ -12,29 +13,8 @@ def mutant(name, file, old, new, units, test, *more):
     return (name, file, [(old, new), *more], units.split(), test)
 
 
-HOPPER = "cuda_hopper clusters_match"
-
 # ---- the shipped kernels ---------------------------------------------------------------------------------------------
 SHIPPED = [
-    # lce_forward_sm90: hopper_ring, hopper_schedule
-    mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
-           "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", HOPPER),
-    mutant("cluster: stages released in the own block alone", K + "hopper_ring.cuh",
-           "if (lane >= CLUSTER) return;", "if (lane != prim::cluster_rank()) return;", "forward_sm90", HOPPER),
-    mutant("cluster: both blocks load the same part of C", K + "hopper_ring.cuh",
-           "for (u32 part = rank; part", "for (u32 part = 0; part", "forward_sm90", HOPPER),
-    mutant("cluster: a block leaves while the other writes into it", K + "forward_sm90.cu",
-           "        prim::syncwarp();\n        prim::cluster_sync();", "        prim::syncwarp();", "forward_sm90", HOPPER),
-    mutant("cluster: row blocks of a unit exchanged for the producer", K + "forward_sm90.cu",
-           "rank, item.unit * CLUSTER + rank, item.first_tile", "rank, item.unit * CLUSTER + (CLUSTER - 1 - rank), item.first_tile", "forward_sm90", HOPPER),
-    mutant("a share that nobody has is not said to be none", K + "hopper_schedule.cuh",
-           "tiles == last_tiles ? 1 : 0", "0", "forward_sm90", HOPPER),
-    mutant("the tail of a unit goes to the unit after it", K + "hopper_schedule.cuh",
-           "body(Item{begin + unit, full", "body(Item{begin + (unit + 1) % here, full", "forward_sm90", HOPPER),
-    mutant("a full share begins one tile late", K + "hopper_schedule.cuh",
-           "first_tile + u32(u64(full_tiles) * share / full), end", "first_tile + u32(u64(full_tiles) * share / full) + (share > 0), end", "example_schedule", "cuda_hopper the_device_shares"),
-    mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
-           "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", HOPPER),
     # lce_rows, block_scan
     mutant("no barrier of its own for the bad-target flag: the scan has some (legal)", K + "rows.cu",
            "smem.first_bad = NONE;\n    __syncthreads();", "smem.first_bad = NONE;", "rows", "one_token/1"),
@@ -134,7 +114,7 @@ SHIPPED = [
     mutant("forward: columns beyond V not masked", K + "logits_epilogue.cuh",
            "if (first_class + column(k) < p.vocab) continue;", "if (first_class + column(k) <= p.vocab) continue;", "forward_sm80", "group_edge/1"),
     mutant("forward: wrong Weyl step at capture", K + "logits_epilogue.cuh",
-           "walk + column(k) * step", "walk + k * step", "forward_sm80", "two_tiles_plus_1/1"),
+           "same_walk + filter::class_offset(column(begin + k))", "same_walk + filter::class_offset(k)", "forward_sm80", "two_tiles_plus_1/1"),
     mutant("forward: no syncwarp before maxima are raised", K + "logits_epilogue.cuh",
            "        prim::syncwarp();                    // all lanes have read the old maxima\n", "", "forward_sm80", "group_edge/1"),
     mutant("forward: no syncwarp before thresholds change", K + "logits_epilogue.cuh",
@@ -150,7 +130,7 @@ SHIPPED = [
            "prim::st_release(generation, before + 1);", "prim::st_relaxed(generation, before + 1);", "exact", "two_tiles_plus_1/0",
            ("        prim::threadfence();\n        if", "        if"), ("        prim::threadfence();\n    }", "    }")),
     mutant("grid barrier: no barrier of the block after it", K + "grid_barrier.cuh",
-           "    }\n    __syncthreads();\n}", "    }\n}", "exact", "two_tiles_plus_1/0"),
+           "    }\n    sync();\n}", "    }\n}", "exact", "two_tiles_plus_1/0"),
     mutant("exact: the tile's bias read past V", K + "exact.cu",
            "class_index >= p.vocab) return;", "class_index > p.vocab) return;", "exact", "bias/0"),
     mutant("exact: dC staged without a barrier", K + "exact.cu",
@@ -159,6 +139,51 @@ SHIPPED = [
     mutant("exact: wrong owner of an item", K + "exact.cu",
            "        if (threadIdx.x == 0) work.item += gridDim.x;\n        __syncthreads();\n    }\n}\n\n// ---- passes",
            "        if (threadIdx.x == 0) work.item += 1;\n        __syncthreads();\n    }\n}\n\n// ---- passes", "exact", "two_tiles_plus_1/0"),
+]
+
+# ---- Hopper --------------------------------------------------------------------------------------------------------------
+RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hopper the_hopper_forward/bias,softcap"
+CLUSTERS = "cuda_hopper clusters_match"
+BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
+EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
+HOPPER = [
+    mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
+           "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", CLUSTERS),
+    mutant("cluster: stages released in the own block alone", K + "hopper_ring.cuh",
+           "if (lane >= CLUSTER) return;", "if (lane != prim::cluster_rank()) return;", "forward_sm90", CLUSTERS),
+    mutant("cluster: both blocks load the same part of C", K + "hopper_ring.cuh",
+           "for (u32 part = rank; part", "for (u32 part = 0; part", "forward_sm90", CLUSTERS),
+    mutant("cluster: a block leaves while the other writes into it", K + "forward_sm90.cu",
+           "        prim::syncwarp();\n        prim::cluster_sync();", "        prim::syncwarp();", "forward_sm90", CLUSTERS),
+    mutant("cluster: row blocks of a unit exchanged for the producer", K + "forward_sm90.cu",
+           "rank, item.unit * CLUSTER + rank, item.first_tile", "rank, item.unit * CLUSTER + (CLUSTER - 1 - rank), item.first_tile", "forward_sm90", CLUSTERS),
+    mutant("a share that nobody has is not said to be none", K + "hopper_schedule.cuh",
+           "tiles == last_tiles ? 1 : 0", "0", "forward_sm90", CLUSTERS),
+    mutant("the tail of a unit goes to the unit after it", K + "hopper_schedule.cuh",
+           "body(Item{begin + unit, full", "body(Item{begin + (unit + 1) % here, full", "forward_sm90", CLUSTERS),
+    mutant("a full share begins one tile late", K + "hopper_schedule.cuh",
+           "first_tile + u32(u64(full_tiles) * share / full), end", "first_tile + u32(u64(full_tiles) * share / full) + (share > 0), end", "example_schedule", "cuda_hopper the_device_shares"),
+    mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
+           "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", CLUSTERS),
+    mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CLUSTERS),
+    mutant("exact: lane 0 announces a stage before all lanes have it", BLOCKS, "    if (threadIdx.x % 32 == 0) {\n        prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n", "    prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n    if (threadIdx.x % 32 == 0) {\n", "exact_sm90", EDGES),
+    mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // lane 0 may release the stage for all lanes\n", "", "exact_sm90", EXACT),
+    mutant("exact: stage released before its products are done", BLOCKS, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "exact_sm90", EXACT),
+    mutant("exact: blocks of MN-major B too near", BLOCKS, "MAJOR == Major::K ? 0 : BYTES", "MAJOR == Major::K ? 0 : BYTES / 2", "exact_sm90", EXACT),
+    mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
+    mutant("exact: rows that do not exist are the last token again", BLOCKS, "const u32 at = first + i < rows ? token_of(a.args, first + i) : a.args.problem.tokens;", "const u32 at = token_of(a.args, first + i < rows ? first + i : rows - 1);", "exact_sm90", EDGES),
+    mutant("exact: eight tokens taken for a run by their first", BLOCKS, "token_of(a, first + 7) - token == 7", "true", "exact_sm90", EDGES),
+    mutant("exact: staging overwritten while it is copied", EXACT90, "prim::bulk_wait_read<1>();      // the copy", "prim::bulk_wait_read<2>();      // the copy", "exact_sm90", EXACT),
+    mutant("exact: no proxy fence before G is copied", EXACT90, "        prim::fence_proxy_async();\n", "", "exact_sm90", EXACT),
+    mutant("exact: no barrier before G is copied", EXACT90, "        prim::fence_proxy_async();\n        prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);\n", "        prim::fence_proxy_async();\n", "exact_sm90", EXACT),
+    mutant("exact: G not waited for at the end of a phase", EXACT90, "    if (thread == 0) prim::bulk_wait<0>();       // G has been written\n", "    if (thread == 0) prim::bulk_wait_read<0>();\n", "exact_sm90", EXACT),
+    mutant("exact: no barrier between the phases", EXACT90, "            next_phase(a);\n", "            if (phase == PRODUCTS) next_phase(a);\n", "exact_sm90", EXACT),
+    mutant("exact: target's constant without the softcap's slope", EXACT90, "rows[h].coefficients.target * logit_map::softcap_slope(p, rows[h].statistics.target_logit)", "rows[h].coefficients.target", "exact_sm90", "cuda_hopper the_exact_path/tokens_with_gaps"),
+    mutant("exact: dE of a middle chunk overwritten", EXACT90, "} else if (chunk.is_first) {", "} else if (chunk.is_first || chunk.first_tile > 0) {", "exact_sm90", EDGES),
+    mutant("exact: items of a phase counted without those that are not there", EXACT90, "count_items(work, chunk, phase) + gridDim.x;", "count_items(work, chunk, phase);", "exact_sm90", EXACT),
+    mutant("exact: accumulators' row left unwritten at odd D", EXACT90, "const bool both = column + 1 < hidden;\n            const float first", "const bool both = column + 2 < hidden;\n            const float first", "exact_sm90", EDGES),
+    mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CASES),
+    mutant("descriptor: the next k16 too far", RING, "K16 = 32 >> 4", "K16 = 48 >> 4", "forward_sm90", CASES),
 ]
 
 # ---- the emulator's example kernels: Ampere's ring, Hopper's pipeline ------------------------------------------------------
@@ -200,10 +225,13 @@ EXAMPLES = [
     mutant("shared index out of bounds", LSE, "smem.sum[warp] = p.sum", "smem.sum[warp + 8] = p.sum", "example_sm80", L),
 ]
 
-MUTANTS = SHIPPED + EXAMPLES
+MUTANTS = SHIPPED + HOPPER + EXAMPLES
 
 # ---- the wrappers in kernels/prim, seen only in what nvcc makes of them: one more field, the architecture -------------------
-P80, P90 = "example_sm80", "example_sm90"
+P80, P90, CLUSTER, BULK = "example_sm80", "example_sm90", "example_cluster", "example_bulk"
+EXCHANGE, PUSH = "hopper blocks_of_a_cluster_exchange_through_shared_memory", "hopper an_arrival_at_another_block_hands_data_over"
+MULTICAST, BOX = "hopper a_multicast_lands_in_every_block", "hopper boxes_are_multicast_in_clusters_of_every_size"
+RANGES = "hopper plain_ranges_are_copied_and_added"
 PRIM = K + "prim/"
 
 
@@ -226,4 +254,21 @@ PTX_MUTANTS = [
     wrapper("mma: accumulators exchanged", "mma.cuh", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};", "f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%1,%0,%2,%3};", P80, A, "80"),
     wrapper("ldmatrix: order of the results", "mma.cuh", "x4.shared.b16 {%0,%1,%2,%3}, [%4];", "x4.shared.b16 {%0,%2,%1,%3}, [%4];", P80, A, "80"),
     wrapper("cp.async: the filling inverted", "copy.cuh", "\"r\"(src_bytes)", "\"r\"(16 - src_bytes)", P80, A, "80"),
+    wrapper("mapa: always block 0", "cluster.cuh", "mapa.u64 %0, %1, %2;", "mapa.u64 %0, %1, 0;", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster barrier: no wait", "cluster.cuh", "\\n\\tbarrier.cluster.wait.acquire.aligned;", "", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster barrier: a relaxed arrival", "cluster.cuh", "arrive.release.aligned;\\n", "arrive.relaxed.aligned;\\n", CLUSTER, EXCHANGE, "90a"),
+    wrapper("cluster rank for its size", "cluster.cuh", "%%cluster_nctarank", "%%cluster_ctarank", CLUSTER, BOX, "90a"),
+    wrapper("remote arrival without a release", "cluster.cuh", "arrive.release.cluster.shared", "arrive.shared", CLUSTER, PUSH, "90a"),
+    wrapper("remote arrival at home", "cluster.cuh", "mapa.shared::cluster.u32 remote, %0, %1;", "mov.b32 remote, %0;", CLUSTER, PUSH, "90a"),
+    wrapper("remote wait without an acquire", "cluster.cuh", "parity.acquire.cluster.shared", "parity.shared", CLUSTER, PUSH, "90a"),
+    wrapper("multicast of a range to this block alone", "cluster.cuh", "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;", "bytes [%0], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("copy between blocks on this block's barrier", "cluster.cuh", "[there], [%1], %2, [barrier];", "[there], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("copy between blocks into this block", "cluster.cuh", "[there], [%1], %2, [barrier];", "[%0], [%1], %2, [%3];", CLUSTER, MULTICAST, "90a"),
+    wrapper("multicast of a box: coordinates swapped", "cluster.cuh", "[%1, {%3, %4}], [%2], %5, %6;", "[%1, {%4, %3}], [%2], %5, %6;", CLUSTER, BOX, "90a"),
+    wrapper("bulk store: source and destination of another size", "tma.cuh", "bulk_group [%0], [%1], %2;\" ::\"l\"(gmem), \"r\"(smem_addr(smem)), \"r\"(bytes)",
+            "bulk_group [%0], [%1], %2;\" ::\"l\"(gmem), \"r\"(smem_addr(smem)), \"r\"(bytes / 2)", BULK, RANGES, "90a"),
+    wrapper("bulk reduction emitted as a store", "tma.cuh", "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32", "cp.async.bulk.global.shared::cta.bulk_group", BULK, RANGES, "90a"),
+    wrapper("bulk reduction of bf16 as f16", "tma.cuh", "add.noftz.bf16", "add.noftz.f16", BULK, RANGES, "90a"),
+    wrapper("bulk_commit forgotten", "tma.cuh", "asm volatile(\"cp.async.bulk.commit_group;\" ::: \"memory\");", "", BULK, RANGES, "90a"),
+    wrapper("stmatrix: order of the registers", "mma.cuh", "x4.shared.b16 [%0], {%1,%2,%3,%4};", "x4.shared.b16 [%0], {%1,%3,%2,%4};", BULK, "hopper matrices_are_stored_in_every_form", "90a"),
 ]

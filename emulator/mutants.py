@@ -40,7 +40,7 @@ def cargo():
     if library.returncode:
         sys.exit(library.stderr)
     executables = {}
-    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_hopper"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker"]):
+    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_hopper"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
         built = run(["cargo", "test", "-q", "--no-run", "--message-format=json", *what])
         if built.returncode:
             sys.exit(built.stderr)
@@ -61,13 +61,12 @@ class Workshop:
         shutil.copytree(HERE / "kernels", folder / "emulator/kernels")
 
     def change(self, file, edits):
-        path = self.folder / file
-        text = path.read_text()
-        for old, new in edits:
+        for old, new, *other in edits:
+            path = self.folder / (other[0] if other else file)
+            text = path.read_text()
             if old not in text:
-                raise LookupError(f"{file}: no {old!r}")
-            text = text.replace(old, new)
-        path.write_text(text)
+                raise LookupError(f"{path.name}: no {old!r}")
+            path.write_text(text.replace(old, new))
 
     def build(self, units):
         changed = {}
@@ -103,7 +102,10 @@ class Workshop:
 def run_test(executables, test, **variables):
     """What caught it: the kind of the first report, what else failed, or "" where the test passed. And all it said."""
     name, _, argument = test.partition(" ")
-    if name in executables:
+    if name == "cuda_hopper":                        # name of a test, and its cases
+        of_test, _, cases = argument.partition("/")
+        command, extra = [executables[name], of_test], {"CCE_CASES": cases} if cases else {}
+    elif name in executables:
         command, extra = [executables[name], argument], {}
     else:                                            # case/filter
         case, _, number = test.partition("/")

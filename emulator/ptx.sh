@@ -6,21 +6,33 @@ here=$(cd "$(dirname "$0")" && pwd)
 : "${NVCC:=$("$here/toolchain.sh")/bin/nvcc}"
 folder=${1:-${CARGO_TARGET_DIR:-$here/../target}/ptx}
 mkdir -p "$folder"
-list=
-for source in "$here"/../kernels/*.cu "$here"/kernels/*.cu; do
-    name=$(basename "$source" .cu)
-    case $name in
-        example_cluster | example_bulk) continue ;;             # instructions that the interpreter does not decode
-        *sm90*) arch=90a ;;
+
+compile() { # source ptx
+    case $1 in
+        *sm90* | *example_cluster* | *example_bulk* | *example_layout*) arch=90a ;;
         *) arch=80 ;;
     esac
-    ptx=$folder/$name.ptx
     # Everything that it could include: kernels are few.
-    key=$(cat "$0" "$source" "$here"/../kernels/*.h "$here"/../kernels/*.cuh "$here"/../kernels/prim/* "$here"/kernels/*.cuh | cksum)
-    if [ "$(cat "$ptx.key" 2>/dev/null)" != "$key" ]; then
-        "$NVCC" -std=c++17 -lineinfo -ptx "-arch=compute_$arch" "-I$here/../kernels" -o "$ptx" "$source" >&2
-        printf '%s' "$key" >"$ptx.key"
-    fi
+    key=$(cat "$0" "$1" "$here"/../kernels/*.h "$here"/../kernels/*.cuh "$here"/../kernels/prim/* "$here"/kernels/*.cuh | cksum)
+    [ "$(cat "$2.key" 2>/dev/null)" != "$key" ] || return 0
+    "$NVCC" -std=c++17 -lineinfo -ptx "-arch=compute_$arch" "-I$here/../kernels" -o "$2" "$1" >&2 || return 1
+    printf '%s' "$key" >"$2.key"
+}
+finish() {
+    for job in $running; do wait "$job"; done
+    running=
+}
+
+list=
+running=
+for source in "$here"/../kernels/*.cu "$here"/kernels/*.cu; do
+    ptx=$folder/$(basename "$source" .cu).ptx
+    compile "$source" "$ptx" &
+    running="$running $!"
+    # As many at a time as there are processors.
+    # shellcheck disable=SC2086
+    [ "$(set -- $running && echo $#)" -lt "$(nproc)" ] || finish
     list=$list${list:+:}$ptx
 done
+finish
 printf '%s\n' "$list"

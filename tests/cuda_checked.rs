@@ -5,7 +5,7 @@
 mod common;
 
 use common::cases::{self, Case};
-use common::suite;
+use common::{picked, suite};
 use cut_cross_entropy::CudaStaged;
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 
@@ -20,20 +20,27 @@ const LONG: [&str; 7] = [
     "long_batch",
 ];
 
-/// `CCE_CASES=bias,f16` picks cases, long ones too, and `CCE_FILTERS=0,1` filters: each of them then, or all.
-fn picked(variable: &str) -> Option<Vec<String>> {
-    std::env::var(variable).ok().map(|names| names.split(',').map(String::from).collect())
+/// What `CCE_CASES` and `CCE_FILTERS` pick; long cases, too.
+struct Picked {
+    cases: Option<Vec<String>>,
+    filters: Option<Vec<String>>,
 }
 
-/// Each case under one filter and one schedule, in rotation; the rotation starts elsewhere for each table.
-fn check(device: &str, cases: &[Case], start: usize) {
+impl Picked {
+    fn from_environment(tables: &[Vec<Case>]) -> Picked {
+        let cases: Vec<String> = tables.iter().flatten().map(|case| case.name.to_string()).collect();
+        let filters: Vec<String> = (0..suite::filters().len()).map(|n| n.to_string()).collect();
+        Picked { cases: picked::picked("CCE_CASES", &cases), filters: picked::picked("CCE_FILTERS", &filters) }
+    }
+}
+
+/// Each case under one filter and one schedule, in rotation; the rotation starts elsewhere for each table. What is picked runs under
+/// each of the picked filters, or under all.
+fn check(device: &str, cases: &[Case], start: usize, picked: &Picked) {
     emulator::install().expect("the emulator is built with this test");
     let backend = std::cell::OnceCell::new();
     let mut failures = Vec::new();
-    let names = picked("CCE_CASES");
-    let numbers: Option<Vec<usize>> =
-        picked("CCE_FILTERS").map(|all| all.iter().map(|n| n.parse().expect("numbers of filters")).collect());
-    let wanted = |case: &Case| match &names {
+    let wanted = |case: &Case| match &picked.cases {
         Some(names) => names.iter().any(|n| n == case.name),
         None => !LONG.contains(&case.name),
     };
@@ -50,8 +57,10 @@ fn check(device: &str, cases: &[Case], start: usize) {
             ..Config::default()
         });
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
-        let filters = match (&numbers, &names) {
-            (Some(numbers), _) => numbers.iter().map(|n| suite::filters()[*n]).collect(),
+        let filters = match (&picked.filters, &picked.cases) {
+            (Some(numbers), _) => {
+                numbers.iter().map(|n| suite::filters()[n.parse::<usize>().expect("known")]).collect()
+            }
             (None, Some(_)) => suite::filters().to_vec(),
             (None, None) => vec![suite::filters()[turn % 4]],
         };
@@ -64,8 +73,22 @@ fn check(device: &str, cases: &[Case], start: usize) {
 // One test: the settings of the emulator are those of the process.
 #[test]
 fn every_mechanism_is_free_of_races_under_every_schedule() {
-    check("sm_86", &cases::dtypes(), 0);
-    check("sm_86", &cases::options(), 1);
-    check("sm_86", &cases::distributions(), 2);
-    check("sm_86", &cases::shapes(), 3);
+    let tables = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()];
+    let picked = Picked::from_environment(&tables);
+    for (start, table) in tables.iter().enumerate() {
+        check("sm_86", table, start, &picked);
+    }
+}
+
+#[test]
+fn a_misspelt_case_or_filter_is_an_error() {
+    let known = ["bias".to_string(), "f16".to_string()];
+    assert_eq!(picked::parse("CCE_CASES", "f16, bias", &known).unwrap(), ["f16", "bias"]);
+    for misspelt in ["", "biass", "bias,", "bias,f61"] {
+        let error = picked::parse("CCE_CASES", misspelt, &known).unwrap_err();
+        assert!(
+            error.starts_with(&format!("CCE_CASES={misspelt}: `")) && error.ends_with("is none of bias f16"),
+            "{error}"
+        );
+    }
 }

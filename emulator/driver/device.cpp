@@ -14,16 +14,22 @@ static const Device kDevices[] = {
     {"h200", "NVIDIA H200", 9, 0, 132, 228 << 10, 227 << 10, 2048, 32, size_t(141) << 30, 50 << 20, 1980000, 3201000, 6144},
     {"sm_120", "NVIDIA GeForce RTX 5090", 12, 0, 170, 100 << 10, 99 << 10, 1536, 24, size_t(32) << 30, 96 << 20, 2407000, 14001000, 512},
 };
-const Device& device() {
-    std::string name = settings().device;
+static const Device& find_device(std::string name) {
     if (name == "sm_80") name = "a100";
     if (name == "sm_90" || name == "sm_90a" || name.empty()) name = "h100";
     if (name == "rtx3090") name = "sm_86";
     if (name == "rtx4090") name = "sm_89";
     if (name == "rtx5090") name = "sm_120";
     for (auto& d : kDevices) if (name == d.option) return d;
-    fprintf(stderr, "emulated driver: EMU_DEVICE=%s is none of a100 sm_86 sm_89 h100 h200 sm_120\n", name.c_str());
-    abort();
+    fprintf(stderr, "emulator: EMU_DEVICE=%s: one of a100 sm_86 sm_89 h100 h200 sm_120 is wanted\n", name.c_str());
+    exit(1);
+}
+const Device& device() { return find_device(settings().device); }
+// Also where a test configures the device itself: the variable is then a mistake, or meant for something else.
+static void check_environment() {
+    if (const char* name = getenv("EMU_DEVICE")) find_device(name);
+    emu::multiprocessors_from_env();
+    emu::options_from_env();
 }
 int device_sms() {
     int n = settings().sms;
@@ -93,7 +99,12 @@ static thread_local std::vector<void*> current;
 }  // namespace drv
 using namespace drv;
 
-API cuInit(unsigned flags) { if (flags) return CUDA_ERROR_INVALID_VALUE; initialised = true; return CUDA_SUCCESS; }
+API cuInit(unsigned flags) {
+    if (flags) return CUDA_ERROR_INVALID_VALUE;
+    if (!initialised) check_environment();
+    initialised = true;
+    return CUDA_SUCCESS;
+}
 API cuDriverGetVersion(int* v) { *v = 13000; return CUDA_SUCCESS; }
 API cuDeviceGetCount(int* n) { *n = 1; return initialised ? CUDA_SUCCESS : CUDA_ERROR_NOT_INITIALIZED; }
 API cuDeviceGet(CUdevice* d, int ordinal) {

@@ -18,7 +18,7 @@ Settings settings() {
     if (is_configured) return configured;
     Settings s;
     if (const char* e = getenv("EMU_DEVICE")) s.device = e;
-    if (const char* e = getenv("EMU_SMS")) s.sms = atoi(e);
+    s.sms = emu::multiprocessors_from_env();
     s.options = emu::options_from_env();
     return s;
 }

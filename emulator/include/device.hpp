@@ -21,6 +21,8 @@ constexpr Site here(const char* f = __builtin_FILE(), int l = __builtin_LINE()) 
 enum Format { kBf16 = 9, kF16 = 6, kF32 = 7, kTf32 = 11 };   // CUtensorMapDataType values
 
 void* dynamic_smem();
+// A 32-bit address of another block of the cluster has one more than its rank in the upper bits, as mapa gives it.
+constexpr int kRankShift = 24;
 uint32_t smem_addr(const void*);
 void load_global(void* to, const void* from, size_t bytes, Site);
 void store_global(void* to, const void* from, size_t bytes, Site);
@@ -62,7 +64,7 @@ uint32_t cluster_rank();
 uint32_t cluster_size();
 uint3 cluster_dims();
 void* map_shared(const void* p, uint32_t rank, Site);          // mapa: the same place in the shared memory of block `rank`
-void cluster_arrive(bool release, Site);
+void cluster_arrive(bool release, bool aligned, Site);         // aligned: by whole warps
 void cluster_wait(Site);
 void fence_proxy_async();
 
@@ -71,10 +73,10 @@ void tma_load(void* smem, const void* map, uint64_t* bar, const int* coords, int
 void tma_load_multicast(void* smem, const void* map, uint64_t* bar, const int* coords, int rank, uint16_t blocks, Site);
 enum class Bulk { Store, ReduceAdd };
 void tma_store(Bulk, const void* map, const void* smem, const int* coords, int rank, Site);
-// Plain ranges. blocks: a multicast, 0 for none.
+// Plain ranges. blocks: a multicast, 0 for none. A copy between blocks: bar is in the block of the destination.
 void bulk_load(void* smem, const void* gmem, uint32_t bytes, uint64_t* bar, uint16_t blocks, Site);
 void bulk_store(Bulk, Format, void* gmem, const void* smem, uint32_t bytes, Site);
-void bulk_copy_cluster(void* to, const void* from, uint32_t bytes, uint64_t* bar, uint32_t rank, Site);
+void bulk_copy_cluster(void* to, const void* from, uint32_t bytes, uint64_t* bar, Site);
 void bulk_commit();
 void bulk_wait(int pending, bool read_only);
 

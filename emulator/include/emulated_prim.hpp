@@ -210,11 +210,11 @@ template <class T, int N, Major B> inline void wgmma_m64k16(float (&d)[N / 2], c
 // ---- clusters ---------------------------------------------------------------------------------------------------------
 inline u32 cluster_rank() { return emu::cluster_rank(); }
 inline u32 cluster_size() { return emu::cluster_size(); }
-inline void cluster_arrive(Site at = here()) { emu::cluster_arrive(true, at); }
-inline void cluster_arrive_relaxed(Site at = here()) { emu::cluster_arrive(false, at); }
+inline void cluster_arrive(Site at = here()) { emu::cluster_arrive(true, true, at); }
+inline void cluster_arrive_relaxed(Site at = here()) { emu::cluster_arrive(false, true, at); }
 inline void cluster_wait(Site at = here()) { emu::cluster_wait(at); }
 inline void cluster_sync(Site at = here()) {
-    emu::cluster_arrive(true, at);
+    emu::cluster_arrive(true, true, at);
     emu::cluster_wait(at);
 }
 template <class T> inline T* map_shared(T* p, u32 rank, Site at = here()) { return static_cast<T*>(emu::map_shared(p, rank, at)); }
@@ -227,6 +227,8 @@ inline void tma_load_2d_multicast(void* smem, const TensorMap* map, u64* bar, in
     emu::tma_load_multicast(smem, map, word(bar), c, 2, blocks, at);
 }
 inline void bulk_load_multicast(void* smem, const void* gmem, u32 bytes, u64* bar, u16 blocks, Site at = here()) { emu::bulk_load(smem, gmem, bytes, word(bar), blocks, at); }
-inline void bulk_copy_cluster(void* to, const void* from, u32 bytes, u64* bar, u32 rank, Site at = here()) { emu::bulk_copy_cluster(to, from, bytes, word(bar), rank, at); }
+inline void bulk_copy_cluster(void* to, const void* from, u32 bytes, u64* bar, u32 rank, Site at = here()) {
+    emu::bulk_copy_cluster(map_shared(to, rank, at), from, bytes, word(map_shared(bar, rank, at)), at);
+}
 
 }  // namespace prim

@@ -22,6 +22,7 @@ struct Options {
     int spin_seconds = 10;   // nothing but polling for so long is a deadlock
 };
 Options options_from_env();
+int multiprocessors_from_env();                    // 0: unsaid
 struct BankLine { std::string where; uint64_t phases = 0, wavefronts = 0; };   // conflict-free: equal
 // What went through. Plain accesses count only in a checked launch.
 struct Counters {

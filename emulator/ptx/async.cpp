@@ -1,4 +1,4 @@
-// What goes on while a thread does something else: cp.async, mbarriers, the copy engine, wgmma.
+// What goes on while a thread does something else, but copies: mbarriers, wgmma.
 #include <algorithm>
 #include <cstdlib>
 
@@ -7,18 +7,27 @@
 namespace emu::ptx {
 namespace {
 
-uint64_t* barrier(Thread& t, const Ins& i) { return static_cast<uint64_t*>(smem_pointer(uint32_t(R(a) + Reg(i.off)))); }
+// mbarrier.sem.scope.space: whether the semantics are named, and reach the cluster.
+bool of_cluster(Opcode& o, const char* semantics) {
+    if (!o.take(semantics)) return false;
+    if (o.take("cluster")) return true;
+    o.take("cta");
+    return false;
+}
+uint64_t* barrier(Thread& t, const Ins& i) { return static_cast<uint64_t*>(own_shared(uint32_t(R(a) + Reg(i.off)), i.at)); }
+uint64_t* barrier_of_cluster(Thread& t, const Ins& i) { return static_cast<uint64_t*>(smem_pointer(uint32_t(R(a) + Reg(i.off)))); }
 
 // May fail once, so that a missing loop shows.
 void run_try_wait(Thread& t, const Ins& i) {
     const bool again = t.failed_at == t.pc;
     t.failed_at = -1;
-    if (again) { mbarrier_wait(barrier(t, i), uint32_t(R(b)), i.at); R(d) = 1; }
-    else if (!(R(d) = mbarrier_test(barrier(t, i), uint32_t(R(b)), i.at))) t.failed_at = t.pc;
+    if (again) { mbarrier_wait_cluster(barrier(t, i), uint32_t(R(b)), i.k, i.at); R(d) = 1; }
+    else if (!(R(d) = mbarrier_test_cluster(barrier(t, i), uint32_t(R(b)), i.k, i.at))) t.failed_at = t.pc;
 }
 bool decode_mbarrier(Parser& P, Ins& i, Opcode& o, const Operands& x) {
-    if (!o.take("b64") || !(o.take("shared::cta") || o.take("shared"))) return false;
-    if (o.take("init") && x.size() == 2) {
+    const bool own = o.take("shared::cta") || o.take("shared");
+    if (!o.take("b64") || !(own || o.take("shared::cluster"))) return false;
+    if (o.take("init") && own && x.size() == 2) {
         P.address(i, x[0], i.a);
         i.b = P.slot(x[1]);
         i.exec = RUN { mbarrier_init(barrier(t, i), uint32_t(R(b)), i.at); };
@@ -29,73 +38,20 @@ bool decode_mbarrier(Parser& P, Ins& i, Opcode& o, const Operands& x) {
         if (x.size() != (expect ? 3u : 2u) || x[0] != "_") return false;
         P.address(i, x[1], i.a);
         i.b = expect ? P.slot(x[2]) : P.value(0);
-        i.exec = RUN { mbarrier_arrive(barrier(t, i), uint32_t(R(b)), i.at); };
+        i.k = of_cluster(o, "release");
+        i.exec = own ? Exec(RUN { mbarrier_arrive_cluster(barrier(t, i), uint32_t(R(b)), i.k, i.at); })
+                     : Exec(RUN { mbarrier_arrive_cluster(barrier_of_cluster(t, i), uint32_t(R(b)), i.k, i.at); });
         return true;
     }
-    if (o.take("try_wait") && o.take("parity") && x.size() == 3) {
+    if (o.take("try_wait") && o.take("parity") && own && x.size() == 3) {
         i.d = P.slot(x[0]);
         P.address(i, x[1], i.a);
         i.b = P.slot(x[2]);
+        i.k = of_cluster(o, "acquire");
         i.exec = run_try_wait;
         return true;
     }
     return false;
-}
-
-int rank(Opcode& o) { for (int n = 1; n <= 5; ++n) if (o.take((std::to_string(n) + "d").c_str())) return n; return 0; }
-void coordinates(Thread& t, const Ins& i, int* at) { for (size_t k = 0; k < i.more->v0.size(); ++k) at[k] = int(t.r[i.more->v0[k]]); }
-bool decode_tensor_copy(Parser& P, Ins& i, Opcode& o, const Operands& x, bool reduce) {
-    for (const char* part : {"async", "bulk", "tensor"}) if (!o.take(part)) return false;
-    i.n = rank(o);
-    o.take("tile");
-    if (x.size() == 3 && !reduce) {                  // [shared], [map, coordinates], [mbarrier]
-        const size_t to = o.text.find(".shared::"), from = o.text.find(".global");
-        if (to > from || !(o.take("shared::cluster") || o.take("shared::cta")) || !o.take("global") || !o.take("mbarrier::complete_tx::bytes")) return false;
-        i.a = P.plain_address(x[0]);
-        P.address(i, x[1], i.b);
-        i.c = P.plain_address(x[2]);
-        i.exec = RUN {
-            int at[5];
-            coordinates(t, i, at);
-            tma_load(smem_pointer(uint32_t(R(a))), reinterpret_cast<void*>(R(b) + Reg(i.off)), static_cast<uint64_t*>(smem_pointer(uint32_t(R(c)))), at, i.n, i.at);
-        };
-    } else if (x.size() == 2) {                      // [map, coordinates], [shared]
-        const size_t to = o.text.find(".global"), from = o.text.find(".shared::");
-        if (to > from || !o.take("global") || !o.take("shared::cta") || !o.take("bulk_group") || (reduce && !o.take("add"))) return false;
-        P.address(i, x[0], i.b);
-        i.a = P.plain_address(x[1]);
-        i.k = int(reduce ? Bulk::ReduceAdd : Bulk::Store);
-        i.exec = RUN {
-            int at[5];
-            coordinates(t, i, at);
-            tma_store(Bulk(i.k), reinterpret_cast<void*>(R(b) + Reg(i.off)), smem_pointer(uint32_t(R(a))), at, i.n, i.at);
-        };
-    } else return false;
-    return i.n && int(more(i).v0.size()) == i.n;
-}
-bool decode_copy(Parser& P, Ins& i, Opcode& o, const Operands& all) {
-    Operands x = all;
-    if (o.take("L2::cache_hint") && !x.empty()) x.pop_back();
-    if (o.is("cp.reduce.async.bulk.tensor.")) { o.take("reduce"); return decode_tensor_copy(P, i, o, x, true); }
-    if (o.is("cp.async.bulk.tensor.")) return decode_tensor_copy(P, i, o, x, false);
-    if (!o.take("async")) return false;
-    const bool bulk = o.take("bulk");
-    if (o.take("commit_group")) { i.exec = bulk ? Exec(RUN { bulk_commit(); }) : Exec(RUN { cp_async_commit(); }); return x.empty(); }
-    if (o.take("wait_group") && x.size() == 1) {
-        i.n = atoi(x[0].c_str());
-        i.k = bulk && o.take("read");
-        i.exec = bulk ? Exec(RUN { bulk_wait(i.n, i.k); }) : Exec(RUN { cp_async_wait(i.n); });
-        return true;
-    }
-    if (bulk || x.size() < 3 || x.size() > 4 || x[2] != "16") return false;
-    if (!o.take("cg") || !o.take("shared") || !o.take("global")) return false;
-    Ins from;                                        // two addresses, one offset each
-    P.address(i, x[0], i.a);
-    P.address(from, x[1], i.b);
-    i.c = x.size() > 3 ? P.slot(x[3]) : P.value(16);
-    i.n = int(from.off);
-    i.exec = RUN { cp_async_16(smem_pointer(uint32_t(R(a) + Reg(i.off))), reinterpret_cast<void*>(R(b) + Reg(int64_t(i.n))), uint32_t(R(c)), i.at); };
-    return from.off == i.n;
 }
 
 // ---- wgmma -------------------------------------------------------------------------------------------------------------
@@ -160,15 +116,15 @@ bool decode_wgmma(Parser& P, Ins& i, Opcode& o, const Operands& x) {
 bool decode_async(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     const Str& op = o.op();
     if (op == "mbarrier") return decode_mbarrier(P, i, o, x);
-    if (op == "cp") return decode_copy(P, i, o, x);
     if (op == "wgmma") return decode_wgmma(P, i, o, x);
     if (op == "fence" && o.take("mbarrier_init")) {
         i.exec = RUN { fence_mbarrier_init(); };
         return o.take("release") && o.take("cluster");
     }
-    if (op == "fence" && o.take("proxy")) {
-        i.exec = RUN { fence_proxy_async(); };
-        return o.take("async") && o.take("shared::cta");
+    if (op == "fence" && o.take("proxy") && o.take("async")) {
+        if (o.take("global")) i.exec = RUN {};       // not modelled
+        else if (o.take("shared::cta") || o.take("shared::cluster")) i.exec = RUN { fence_proxy_async(); };
+        return i.exec && x.empty();
     }
     if (op == "setmaxnreg" && o.take("sync") && o.take("aligned") && o.take("u32") && x.size() == 1) {
         i.n = atoi(x[0].c_str());

@@ -6,8 +6,20 @@
 namespace emu::ptx {
 namespace {
 
-char* shared(Thread& t, const Ins& i) { return static_cast<char*>(smem_pointer(uint32_t(t.r[i.a] + Reg(i.off)))); }
-char* global(Thread& t, const Ins& i) { return reinterpret_cast<char*>(t.r[i.a] + Reg(i.off)); }   // generic, too
+enum class Space { Generic, Shared, Cluster };       // Generic: global, too
+Space space_of(Opcode& o) {
+    if (o.take("shared") || o.take("shared::cta")) return Space::Shared;
+    return o.take("shared::cluster") ? Space::Cluster : Space::Generic;
+}
+template <Space S> char* place(Thread& t, const Ins& i) {
+    if constexpr (S == Space::Generic) return reinterpret_cast<char*>(t.r[i.a] + Reg(i.off));
+    const uint32_t address = uint32_t(t.r[i.a] + Reg(i.off));
+    return static_cast<char*>(S == Space::Shared ? own_shared(address, i.at) : smem_pointer(address));
+}
+char* place_in(Space s, Thread& t, const Ins& i) {
+    return s == Space::Generic ? place<Space::Generic>(t, i) : s == Space::Shared ? place<Space::Shared>(t, i) : place<Space::Cluster>(t, i);
+}
+#define IN_SPACE(f, s) (s == Space::Generic ? f<Space::Generic> : s == Space::Shared ? f<Space::Shared> : f<Space::Cluster>)
 
 // The bytes of a vector that nobody uses may be anything.
 void touch_used(const char* p, const Ins& i, size_t bytes) {
@@ -28,24 +40,24 @@ Reg extended(const char* p, int n, bool sign) {
     std::memcpy(&x, p, size_t(n));
     return sign && n < 8 ? Reg(int64_t(x << (64 - 8 * n)) >> (64 - 8 * n)) : x;
 }
-template <bool Shared> void load1(Thread& t, const Ins& i) {
-    const char* p = Shared ? shared(t, i) : global(t, i);
+template <Space S> void load1(Thread& t, const Ins& i) {
+    const char* p = place<S>(t, i);
     touch(p, size_t(i.n), false, false, &i);
     R(d) = extended(p, i.n, i.k);
 }
-template <bool Shared> void load(Thread& t, const Ins& i) {
-    const char* p = Shared ? shared(t, i) : global(t, i);
+template <Space S> void load(Thread& t, const Ins& i) {
+    const char* p = place<S>(t, i);
     auto& to = i.more->v1;
     touch_used(p, i, size_t(i.n) * to.size());
     for (size_t k = 0; k < to.size(); ++k) t.r[to[k]] = extended(p + k * size_t(i.n), i.n, i.k);
 }
-template <bool Shared> void store1(Thread& t, const Ins& i) {
-    char* p = Shared ? shared(t, i) : global(t, i);
+template <Space S> void store1(Thread& t, const Ins& i) {
+    char* p = place<S>(t, i);
     touch(p, size_t(i.n), true, false, &i);
     std::memcpy(p, &R(d), size_t(i.n));
 }
-template <bool Shared> void store(Thread& t, const Ins& i) {
-    char* p = Shared ? shared(t, i) : global(t, i);
+template <Space S> void store(Thread& t, const Ins& i) {
+    char* p = place<S>(t, i);
     auto& from = i.more->v1;
     touch(p, size_t(i.n) * from.size(), true, false, &i);
     for (size_t k = 0; k < from.size(); ++k) std::memcpy(p + k * size_t(i.n), &t.r[from[k]], size_t(i.n));
@@ -74,19 +86,19 @@ bool decode_access(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     i.k = type[0] == 's';
     if (!i.n || type == "pred") return false;
     const Str &where = x[load ? 1 : 0], &what = x[load ? 0 : 1];
-    const bool is_shared = o.take("shared") || o.take("shared::cta");
-    const bool is_param = !is_shared && (o.take("param") || o.take("param::entry") || o.take("param::func")), is_local = !is_shared && !is_param && o.take("local");
-    if (!is_shared && !is_param && !is_local) o.take("global");
+    const Space space = space_of(o);
+    const bool generic = space == Space::Generic;
+    const bool is_param = generic && (o.take("param") || o.take("param::entry") || o.take("param::func")), is_local = generic && !is_param && o.take("local");
+    if (generic && !is_param && !is_local) o.take("global");
     const bool acquire = o.take("acquire"), release = o.take("release"), relaxed = o.take("relaxed");
     if (acquire || release || relaxed) {
         if (!scope(o) || i.n < 4 || is_param || is_local || (load ? release : acquire)) return false;
-        i.c = is_shared;
+        i.c = int(space);
         P.address(i, where, i.a);
         i.d = P.slot(what);
         i.k = int(acquire ? Order::Acquire : release ? Order::Release : Order::Relaxed);
-        auto p = [](Thread& t, const Ins& i) { return i.c ? shared(t, i) : global(t, i); };
-        static auto address = p;
-        i.exec = load ? Exec(RUN { R(d) = atomic_load(Order(i.k), address(t, i), i.n, i.at); }) : Exec(RUN { atomic_store(Order(i.k), address(t, i), i.n, R(d), i.at); });
+        i.exec = load ? Exec(RUN { R(d) = atomic_load(Order(i.k), place_in(Space(i.c), t, i), i.n, i.at); })
+                      : Exec(RUN { atomic_store(Order(i.k), place_in(Space(i.c), t, i), i.n, R(d), i.at); });
         return true;
     }
     // Caching, prefetching, volatility: nothing that a result depends on.
@@ -107,11 +119,11 @@ bool decode_access(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     P.address(i, where, i.a);
     if (count == 1) {
         i.d = values[0];
-        i.exec = load ? (is_shared ? load1<true> : load1<false>) : (is_shared ? store1<true> : store1<false>);
+        i.exec = load ? IN_SPACE(load1, space) : IN_SPACE(store1, space);
     } else {
         more(i).v1 = values;
         if (load) i.more->used = P.used;
-        i.exec = load ? (is_shared ? ptx::load<true> : ptx::load<false>) : (is_shared ? store<true> : store<false>);
+        i.exec = load ? IN_SPACE(ptx::load, space) : IN_SPACE(store, space);
     }
     return true;
 }
@@ -124,8 +136,8 @@ bool decode_atomic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     const Order how = order(o);
     o.take("relaxed");
     scope(o);                                        // without one: the device's
-    const bool is_shared = o.take("shared") || o.take("shared::cta");
-    if (!is_shared) o.take("global");
+    const Space space = space_of(o);
+    if (space == Space::Generic) o.take("global");
     const bool sign = type[0] == 's', single = type == "f32";
     Rmw op;
     if (o.take("add")) { if (type == "f64") return false; op = single ? Rmw::AddF32 : Rmw::Add; }
@@ -143,11 +155,11 @@ bool decode_atomic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     P.address(i, x[at], i.a);
     i.c = op == Rmw::Cas ? P.slot(x[at + 1]) : P.value(0);
     i.b = P.slot(x.back());
-    i.k = int(op) << 4 | int(how) << 1 | is_shared;
+    i.k = int(op) << 8 | int(how) << 4 | int(space);
     i.exec = RUN {
-        char* p = i.k & 1 ? shared(t, i) : global(t, i);
+        char* p = place_in(Space(i.k & 15), t, i);
         const Reg mask = i.n == 4 ? 0xffffffffull : ~0ull;
-        R(d) = atomic_rmw(Rmw(i.k >> 4), Order(i.k >> 1 & 7), p, i.n, R(b) & mask, R(c) & mask, i.at);
+        R(d) = atomic_rmw(Rmw(i.k >> 8), Order(i.k >> 4 & 15), p, i.n, R(b) & mask, R(c) & mask, i.at);
     };
     return true;
 }
@@ -164,7 +176,7 @@ Exec special(const Str& name) {
         {"%lanemask_le", RUN { R(d) = uint32_t((2ull << threadIdx.x % 32) - 1); }}, {"%lanemask_gt", RUN { R(d) = uint32_t(~((2ull << threadIdx.x % 32) - 1)); }},
         {"%lanemask_ge", RUN { R(d) = uint32_t(~((1ull << threadIdx.x % 32) - 1)); }}};
     auto it = all.find(name);
-    return it == all.end() ? nullptr : it->second;
+    return it == all.end() ? cluster_register(name) : it->second;
 }
 bool decode_move(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     const Str type = o.take_last();
@@ -253,7 +265,7 @@ bool decode_memory(Parser& P, Ins& i, Opcode& o, const Operands& x) {
         if (x.size() != 2 || type != "u64") return false;
         i.d = P.slot(x[0]);
         i.a = P.slot(x[1]);
-        if (o.take("shared")) i.exec = to ? Exec(RUN { R(d) = smem_addr(reinterpret_cast<void*>(R(a))); }) : Exec(RUN { R(d) = Reg(smem_pointer(uint32_t(R(a)))); });
+        if (space_of(o) != Space::Generic) i.exec = to ? Exec(RUN { R(d) = smem_addr(reinterpret_cast<void*>(R(a))); }) : Exec(RUN { R(d) = Reg(smem_pointer(uint32_t(R(a)))); });
         else if (o.take("global") || o.take("local") || o.take("param")) i.exec = RUN { R(d) = R(a); };
         return i.exec;
     }

@@ -228,7 +228,7 @@ bool statement(Parser& P, const Str& text, Site at) {
     Operands operands = space == Str::npos ? Operands{} : split(text.substr(space), ',');
     const uint64_t used = P.used;
     bool known = decode_memory(P, i, op, operands) || decode_warp(P, i, op, operands) || decode_async(P, i, op, operands) ||
-                 decode_convert(P, i, op, operands) || decode_arithmetic(P, i, op, operands);
+                 decode_copy(P, i, op, operands) || decode_cluster(P, i, op, operands) || decode_convert(P, i, op, operands) || decode_arithmetic(P, i, op, operands);
     if (used == P.used) P.used = ~0ull;
     if (!known || !i.exec) P.fail("an instruction that is not known");
     else if (!op.finished()) P.fail("a modifier that is not known");
@@ -317,17 +317,19 @@ bool finish(Parser& P) {
     return true;
 }
 
-int directive(const char* begin, const char* end, const char* name) {     // the product of its numbers
+dim3 directive(const char* begin, const char* end, const char* name) {    // its numbers; 0 without it
     const char* at = strstr(begin, name);
-    if (!at || at >= end) return 0;
-    int product = 1;
+    if (!at || at >= end) return dim3(0, 0, 0);
+    unsigned numbers[3] = {1, 1, 1};
     at += strlen(name);
-    for (;;) {
+    for (unsigned& n : numbers) {
         while (*at == ' ' || *at == ',') ++at;
-        if (!isdigit((unsigned char)*at)) return product;
-        product *= int(strtol(at, const_cast<char**>(&at), 10));
+        if (!isdigit((unsigned char)*at)) break;
+        n = unsigned(strtoul(at, const_cast<char**>(&at), 10));
     }
+    return dim3(numbers[0], numbers[1], numbers[2]);
 }
+int product(dim3 d) { return int(d.x * d.y * d.z); }
 
 // `.func (.param .b32 r) name(.param .b64 a) {`, `.visible .entry name(...)  .maxntid 1, 2, 3 {`; a declaration ends with `;`.
 const char* function(Module& m, const char* c, bool entry) {
@@ -355,8 +357,9 @@ const char* function(Module& m, const char* c, bool entry) {
     if (*c == '(') parameters(P.p.parameters);
     const char *brace = strchr(c, '{'), *semicolon = strchr(c, ';');
     if (!brace || (semicolon && semicolon < brace)) return semicolon;
-    P.p.max_threads = std::max(directive(c, brace, ".maxntid"), directive(c, brace, ".reqntid"));
-    P.p.min_blocks = directive(c, brace, ".minnctapersm");
+    P.p.max_threads = std::max(product(directive(c, brace, ".maxntid")), product(directive(c, brace, ".reqntid")));
+    P.p.min_blocks = product(directive(c, brace, ".minnctapersm"));
+    P.p.cluster = directive(c, brace, ".reqnctapercluster");
     c = body(m, P, brace + 1);
     if (!finish(P)) P.p.broken = true;
     m.programs.push_back(std::make_unique<Program>(std::move(P.p)));
@@ -490,7 +493,7 @@ int load_ptx(const char* text) {
         if (!program->entry || program->broken) continue;        // it has been said why
         std::vector<size_t> sizes;
         for (auto& name : program->parameters) sizes.push_back(size_t(program->variables.at(name).bytes));
-        add_entry(program->name.c_str(), Entry{[program](void** params) { launch(*program, params); }, sizes, program->max_threads, program->min_blocks, true});
+        add_entry(program->name.c_str(), Entry{[program](void** params) { launch(*program, params); }, sizes, program->max_threads, program->min_blocks, program->cluster, 0, true});
         ++count;
     }
     return count;

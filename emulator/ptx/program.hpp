@@ -49,6 +49,7 @@ struct Program {
     std::map<Str, Variable> variables;               // of the parameter block: parameters, results, arguments of calls
     std::vector<Str> parameters, results;
     int block_bytes = 0, local_bytes = 0, max_threads = 0, min_blocks = 0;
+    dim3 cluster = dim3(0, 0, 0);                    // 0: the launch says
     bool entry = false, broken = false;
 };
 struct Accumulator { const std::vector<int>* slots; std::vector<float> value; bool dirty = false; };
@@ -117,6 +118,15 @@ bool decode_convert(Parser&, Ins&, Opcode&, const Operands&);
 bool decode_memory(Parser&, Ins&, Opcode&, const Operands&);
 bool decode_warp(Parser&, Ins&, Opcode&, const Operands&);
 bool decode_async(Parser&, Ins&, Opcode&, const Operands&);
+bool decode_copy(Parser&, Ins&, Opcode&, const Operands&);
+bool decode_cluster(Parser&, Ins&, Opcode&, const Operands&);
+Exec cluster_register(const Str& name);              // %cluster...; null if it is none
+
+// An address of .shared::cta; one of .shared::cluster may be another block's, which smem_pointer takes too.
+inline void* own_shared(uint32_t address, Site at) {
+    if (address >> kRankShift) trap("an address outside the block's own shared memory", at);
+    return smem_pointer(address);
+}
 
 #define RUN []([[maybe_unused]] Thread & t, [[maybe_unused]] const Ins& i)
 #define R(x) t.r[i.x]

@@ -55,13 +55,13 @@ void run_reduce(Thread& t, const Ins& i) {
 }
 void run_ldmatrix(Thread& t, const Ins& i) {
     uint32_t r[4];
-    ldmatrix(r, i.n, i.k, smem_pointer(uint32_t(R(a) + Reg(i.off))), i.at);
+    ldmatrix(r, i.n, i.k, own_shared(uint32_t(R(a) + Reg(i.off)), i.at), i.at);
     for (int k = 0; k < i.n; ++k) t.r[i.more->v1[size_t(k)]] = r[k];
 }
 void run_stmatrix(Thread& t, const Ins& i) {
     uint32_t r[4];
     for (int k = 0; k < i.n; ++k) r[k] = uint32_t(t.r[i.more->v1[size_t(k)]]);
-    stmatrix(r, i.n, i.k, smem_pointer(uint32_t(R(a) + Reg(i.off))), i.at);
+    stmatrix(r, i.n, i.k, own_shared(uint32_t(R(a) + Reg(i.off)), i.at), i.at);
 }
 void run_mma(Thread& t, const Ins& i) {
     float d[4];
@@ -155,7 +155,7 @@ bool decode_mma(Parser& P, Ins& i, Opcode& o, const Operands& x) {
 
 bool decode_warp(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     const Str& op = o.op();
-    if (op == "bar" || op == "barrier") return decode_barrier(P, i, o, x);
+    if (op == "bar" || (op == "barrier" && !o.is("barrier.cluster."))) return decode_barrier(P, i, o, x);
     if (op == "vote") return decode_vote(P, i, o, x);
     if (op == "shfl") return decode_shuffle(P, i, o, x);
     if (op == "ldmatrix" || op == "stmatrix") return decode_matrix(P, i, o, x);

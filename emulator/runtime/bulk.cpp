@@ -35,25 +35,25 @@ void bulk_store(Bulk kind, Format format, void* gmem, const void* smem, uint32_t
     if (!in_smem(smem, bytes, "bulk store", at)) abandon();
     issue_store(BulkOp{kind, Map{}, (char*)gmem, format, smem_addr(smem), Coords{}, bytes, 0, self(), false, at});
 }
-// From this block's shared memory to block `rank`'s, on a barrier there. The source is read until that barrier's phase ends.
-void bulk_copy_cluster(void* to, const void* from, uint32_t bytes, uint64_t* bar, uint32_t rank, Site at) {
+// From this block's shared memory to another's, on a barrier there. The source is read until that barrier's phase ends.
+void bulk_copy_cluster(void* to, const void* from, uint32_t bytes, uint64_t* bar, Site at) {
     Fiber* f = self();
     check_line(from, to, bytes, "bulk copy", at);
-    if (rank >= uint32_t(me->worker->size)) { report("mapa", at, "block %u of a cluster of %d", rank, me->worker->size); abandon(); }
+    Block* block = block_of(to);
+    if (!block || block_of(bar) != block) { report("bulk copy", at, "the mbarrier is not in the block of the destination"); abandon(); }
     if (!in_smem(from, bytes, "bulk copy", at)) abandon();
     if (checking()) {
-        Block* block = me->worker->blocks[rank].get();
         int who;
         uint32_t clk;
         {
             In in(block);
-            MBar& b = bar_at((uint64_t*)(block->smem + ((char*)bar - f->home->smem)), "bulk copy", at);
+            MBar& b = bar_at(bar, "bulk copy", at);
             who = b.who;
             clk = b.op_clk + 1;
         }
         check_read(smem_addr(from), bytes, who, clk, f->clock, true, false, nullptr, at);
     }
-    issue_load(LoadOp{nullptr, nullptr, Map{}, (const char*)from, 0, Coords{}, bytes, 0, at}, to, bar, 1u << rank, "bulk copy");
+    issue_load(LoadOp{nullptr, nullptr, Map{}, (const char*)from, 0, Coords{}, bytes, 0, at}, to, bar, 1u << block->cta.rank, "bulk copy");
 }
 
 }  // namespace emu

@@ -81,11 +81,11 @@ static void complete(Worker& w) {
         if (f != w.current) me->wake(f);
     }
 }
-void cluster_arrive(bool release, Site at) {
+void cluster_arrive(bool release, bool aligned, Site at) {
     Fiber* f = self();
     ClusterBarrier& b = me->worker->barrier;
     if (f->cluster_arrived) { report("cluster barrier", at, "a second arrival without a wait"); abandon(); }
-    // .aligned: the lanes of a warp arrive by the same instruction.
+    // The lanes of a warp arrive by the same instruction.
     Site& warp = me->cta.cluster_at[f->warp];
     bool first = true;
     for (int l = 0; l < 32 && f->warp * 32 + l < me->cta.threads; ++l) {
@@ -93,6 +93,7 @@ void cluster_arrive(bool release, Site at) {
         if (other != f && other->cluster_arrived && other->cluster_phase == b.phase) first = false;
     }
     if (first) warp = at;
+    else if (!aligned) {}
     else if (warp.line != at.line || warp.file != at.file) {
         report("cluster barrier divergence", at, "other lanes of this warp arrive at %s", where(warp).c_str());
         abandon();

@@ -15,20 +15,6 @@ namespace emu {
 EMU_SIMD void vmax(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i]; }
 EMU_SIMD void vmin(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] < b[i] ? a[i] : b[i]; }
 
-Options options_from_env() {
-    Options o;
-    auto is = [](const char* v, const char* s) { return v && !strcmp(v, s); };
-    const char* e = getenv("EMU_ORDER");
-    o.order = is(e, "reverse") ? Schedule::Reverse : is(e, "random") ? Schedule::Random : Schedule::Forward;
-    e = getenv("EMU_ASYNC");
-    o.async = is(e, "eager") ? Async::Eager : is(e, "random") ? Async::Random : Async::Lazy;
-    if ((e = getenv("EMU_SEED"))) o.seed = strtoull(e, nullptr, 10);
-    if ((e = getenv("EMU_WORKERS"))) o.workers = atoi(e);
-    if ((e = getenv("EMU_CHECK"))) o.check = atoi(e);
-    if ((e = getenv("EMU_BANKS"))) o.banks = atoi(e);
-    if ((e = getenv("EMU_SPIN_SECONDS"))) o.spin_seconds = atoi(e);
-    return o;
-}
 void Counters::add(const Counters& o) {
     blocks += o.blocks; global_read += o.global_read; global_write += o.global_write; shared_read += o.shared_read;
     shared_write += o.shared_write; mma += o.mma; wgmma += o.wgmma; atomics += o.atomics;
@@ -291,7 +277,7 @@ Report launch(const Options& opt, const Entry& entry, dim3 grid, dim3 block, siz
         w.launch = &L;
         while (w.blocks.size() < cluster_size) w.blocks.push_back(new_block(&w));
         for (auto& b : w.blocks) b->launch = &L;
-        w.rng.seed(opt.seed * 7919 + index);
+        w.rng.state = opt.seed * 7919 + uint64_t(index);
         if (opt.cooperative) w.run(uint64_t(index));
         else for (uint64_t i; !L.stop && (i = L.next.fetch_add(1)) < clusters;) w.run(i);
         {

@@ -3,8 +3,6 @@
 
 namespace emu {
 
-// A 32-bit shared address of another block has one more than its rank in the upper bits, as mapa gives it.
-constexpr int kRankShift = 24;
 void* smem_pointer(uint32_t a) {
     int rank = int(a >> kRankShift) - 1;
     return rank < 0 || rank >= me->worker->size ? smem_ptr(a) : me->worker->blocks[rank]->smem + (a & ((1u << kRankShift) - 1));

@@ -4,7 +4,6 @@
 #include <deque>
 #include <functional>
 #include <mutex>
-#include <random>
 #include <set>
 #include <unordered_map>
 
@@ -186,13 +185,22 @@ struct Block {                                       // a block that runs, and i
     void finish();
     void wake(Fiber* f);
 };
+struct Rng {                                         // SplitMix64
+    uint64_t state = 0;
+    uint64_t operator()() {
+        uint64_t z = state += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+};
 struct ClusterBarrier { int arrived = 0; uint32_t phase = 0; Clock pend, done; std::vector<Fiber*> waiting; };
 struct Worker {                                      // an OS thread: the fibers of all blocks of a cluster
     Launch* launch = nullptr;
     void* sched_sp = nullptr;
     Fiber* current = nullptr;
     std::deque<Fiber*> ready;
-    std::mt19937_64 rng;
+    Rng rng;
     std::vector<std::unique_ptr<Block>> blocks;      // the cluster's come first
     uint32_t cluster = 0;                            // which
     int size = 1, alive = 0;

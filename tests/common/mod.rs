@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod data;
 pub mod expected;
 pub mod naive;
+pub mod picked;
 pub mod suite;
 
 pub use compare::{assert_close, check_close, frobenius};
