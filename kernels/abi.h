@@ -105,7 +105,6 @@ struct LceForwardScratch {
     u32* partial_argmax;                     // [partials, N] first class that reached the share's max
     u32* pool_count;                         // [row_blocks] candidates ever pushed, also beyond block_entries
     LceEntry* pool;                          // [row_blocks, block_entries] (row in block << CLASS_BITS | class, logit)
-    u32* kept_begin;                         // [N] scratch of the filter
 };
 
 // ---- backward ---------------------------------------------------------------------------------------------------------

@@ -98,7 +98,6 @@ mirror! {
         partial_argmax: Address,
         pool_count: Address,
         pool: Address,
-        kept_begin: Address,
     }
     LceUpstream {
         losses: Address,

@@ -148,7 +148,6 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
             partial_argmax: region("partial_argmax"),
             pool_count: region("pool_count"),
             pool: region("pool"),
-            kept_begin: region("kept_begin"),
         },
         backward: LceBackwardScratch {
             coefficients: region("coefficients"),
