@@ -100,6 +100,7 @@ mirror! {
         pool: Address,
     }
     LceUpstream {
+        loss_scale: Address,
         losses: Address,
         nll: Address,
         lse: Address,

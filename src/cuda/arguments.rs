@@ -106,6 +106,7 @@ impl<'a> Addresses<'a> {
 
     pub fn upstream(&mut self, upstream: &'a Upstream<'_, DeviceMemory>) -> Result<LceUpstream> {
         Ok(LceUpstream {
+            loss_scale: self.optional(&upstream.loss_scale)?,
             losses: self.optional(&upstream.losses)?,
             nll: self.optional(&upstream.nll)?,
             lse: self.optional(&upstream.lse)?,
