@@ -103,13 +103,13 @@ struct LceForwardScratch {
     float* bound;                            // [N] a lower bound of the row's final log-sum-exp (natural log)
     LcePartial* partial;                     // [partials, N]
     u32* partial_argmax;                     // [partials, N] first class that reached the share's max
-    u32* pool_count;                         // [row_blocks] candidates ever pushed, also beyond block_entries
+    u32* pool_count;                         // [row_blocks] candidates in the pool, and those pushed beyond block_entries
     LceEntry* pool;                          // [row_blocks, block_entries] (row in block << CLASS_BITS | class, logit)
-    u32* kept_begin;                         // [N] scratch of the filter
 };
 
 // ---- backward ---------------------------------------------------------------------------------------------------------
 struct LceUpstream {
+    const float* loss_scale;                 // [1] or null: multiplies loss
     const float* losses;                     // [N] or null, each
     const float* nll;
     const float* lse;

@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(256) lce_coefficients(const __grid_
         LceCoefficients c = {prim::bits_f32(0x7FC00000u), 0.0f, 0.0f, 0.0f};
         if (target_class != NONE) {
             const f64 smoothing = p.label_smoothing;
-            const f64 d_loss = header.denominator == 0.0 ? 0.0 : f64(a.upstream.loss) / header.denominator;
+            const f64 loss_scale = a.upstream.loss_scale == nullptr ? 1.0 : f64(*a.upstream.loss_scale);
+            const f64 d_loss = header.denominator == 0.0 ? 0.0 : f64(a.upstream.loss) * loss_scale / header.denominator;
             const f64 token_weight = p.token_weights == nullptr ? 1.0 : f64(p.token_weights[token]);
             const f64 class_weight = p.class_weights == nullptr ? 1.0 : f64(p.class_weights[target_class]);
             const f64 d_losses = (d_loss + at(a.upstream.losses, token)) * token_weight;

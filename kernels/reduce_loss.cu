@@ -26,7 +26,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_reduce_loss(const __gr
     }
     if (threadIdx.x == 0) {
         const f64 denominator = a.saved.header->denominator;
-        *a.outputs.loss = denominator == 0.0 ? 0.0f : float(loss / denominator);
+        // The mean over nothing is 0; over targets that are all out of range it is not nothing.
+        const bool nothing = denominator == 0.0 && a.saved.header->bad_target_token == NONE;
+        *a.outputs.loss = nothing ? 0.0f : float(loss / denominator);
         if (a.outputs.accuracy) *a.outputs.accuracy = float(correct) / float(num_rows > 0 ? num_rows : 1);
     }
 }

@@ -178,6 +178,14 @@ fn checked_backward<B: Backend + ?Sized>(
 
 fn check_upstream<M: Memory>(problem: &Problem<'_, M>, upstream: &Upstream<'_, M>) -> Result<()> {
     let owner = ("embeddings", problem.inputs().embeddings.shape());
+    let is_f32 = |tensor, slice: &M::Slice<'_>| match slice.dtype() {
+        DType::F32 => Ok(()),
+        found => Err(Error::DType { tensor, found, expected: "f32" }),
+    };
+    if let Some(scale) = &upstream.loss_scale {
+        check_vector("upstream.loss_scale", Some(scale), ("loss", [1, 1]), "number of elements")?;
+        is_f32("upstream.loss_scale", scale)?;
+    }
     let vectors = [
         ("upstream.losses", &upstream.losses),
         ("upstream.nll", &upstream.nll),
@@ -187,9 +195,7 @@ fn check_upstream<M: Memory>(problem: &Problem<'_, M>, upstream: &Upstream<'_, M
     for (tensor, vector) in vectors {
         let Some(vector) = vector else { continue };
         check_vector(tensor, Some(vector), owner, "tokens")?;
-        if vector.dtype() != DType::F32 {
-            return Err(Error::DType { tensor, found: vector.dtype(), expected: "f32" });
-        }
+        is_f32(tensor, vector)?;
     }
     if upstream.entropy.is_some() && !problem.options().entropy {
         return Err(Error::NoSuchGradient { gradient: "upstream.entropy", reason: "options.entropy is off" });

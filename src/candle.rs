@@ -36,6 +36,11 @@
 //! in place where the elements of a row are contiguous, whatever the distance of the rows, and copied otherwise.
 //! With [B, S, D], `options.shift` stays inside each of the B sequences.
 //!
+//! # On a GPU
+//! With the feature `candle-cuda` all tensors may be on one CUDA device. Kernels run on candle's stream, in order with
+//! candle's own; inputs and gradients are candle's memory, and nothing waits for the device. Targets are not looked at by
+//! the host: one that is no class makes its token's loss NaN, and with it the reduced loss.
+//!
 //! # What it shares with candle's autodiff, and what not
 //! - A gradient is computed for exactly those arguments that candle tracks ([`Tensor::track_op`]), so `options.gradients`
 //!   has no say; to freeze an argument, pass `detach()` of it. With nothing tracked nothing is captured.
@@ -48,6 +53,12 @@ use crate::{
     CceOptions, Cpu, Forward, GradientDType, GradientRequest, HostBuffer, HostSlice, Inputs, Matrix, Reduction,
     Upstream, cce_backward, cce_forward,
 };
+#[cfg(feature = "candle-cuda")]
+mod cuda;
+
+#[cfg(feature = "candle-cuda")]
+use candle_core::CudaStorage;
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor, bail};
 use std::sync::OnceLock;
 
@@ -57,8 +68,8 @@ use std::sync::OnceLock;
 /// Shapes, dtypes and gradients: see the [module](self).
 ///
 /// # Errors
-/// What [`Problem::new`](crate::Problem::new) finds, in its words; a tensor of another rank, or on another device than
-/// the CPU.
+/// What [`Problem::new`](crate::Problem::new) finds, in its words; a tensor of another rank; tensors on several devices, or
+/// on one that this build has no kernels for.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -131,7 +142,14 @@ struct LinearCrossEntropy {
     output: Output,
     output_shape: Shape,
     /// What the forward left for the backward.
-    forward: OnceLock<Forward>,
+    forward: OnceLock<Saved>,
+}
+
+/// A forward, by where it ran.
+enum Saved {
+    Cpu(Forward),
+    #[cfg(feature = "candle-cuda")]
+    Cuda(Forward<crate::cuda::DeviceMemory>),
 }
 
 fn apply(
@@ -147,8 +165,12 @@ fn apply(
         .chain([("targets", Some(targets))])
     {
         let Some(tensor) = tensor else { continue };
-        if !tensor.device().is_cpu() {
-            bail!("{name} is on {:?}; this build has the CPU backend only (cuda backend not built)", tensor.device());
+        let device = tensor.device();
+        if !(device.is_cpu() || device.is_cuda() && cfg!(feature = "candle-cuda")) {
+            bail!("{name} is on {device:?}; this build computes on the CPU only (feature `candle-cuda`: CUDA devices)");
+        }
+        if !device.same_device(embeddings.device()) {
+            bail!("{name} is on {device:?} and embeddings is on {:?}", embeddings.device());
         }
     }
     let seq_len = match *embeddings.dims() {
@@ -234,12 +256,19 @@ impl LinearCrossEntropy {
             Output::Losses => forward.losses.clone(),
             Output::NllAndLse => [&forward.nll[..], &forward.lse].concat(),
         };
-        self.forward.set(forward).map_err(|_| Error::msg("this operation has already run"))?;
+        self.forward.set(Saved::Cpu(forward)).map_err(|_| Error::msg("this operation has already run"))?;
         Ok((CpuStorage::F32(output), self.output_shape.clone()))
     }
 
     fn backward(&self, e: &Tensor, c: &Tensor, bias: Option<&Tensor>, d_output: &Tensor) -> Result<OptionalGradients> {
-        let forward = self.forward.get().ok_or_else(|| Error::msg("this operation has not run"))?;
+        #[cfg(feature = "candle-cuda")]
+        if e.device().is_cuda() {
+            return self.cuda_backward(e, c, bias, d_output);
+        }
+        let forward = match self.forward.get() {
+            Some(Saved::Cpu(forward)) => forward,
+            _ => bail!("this operation has not run on this device"),
+        };
         let d_output = d_output.flatten_all()?.to_vec1::<f32>()?;
         let upstream = match self.output {
             Output::Loss => Upstream::loss(d_output[0]),
@@ -278,6 +307,10 @@ impl CustomOp2 for LinearCrossEntropy {
     fn cpu_fwd(&self, e: &CpuStorage, el: &Layout, c: &CpuStorage, cl: &Layout) -> Result<(CpuStorage, Shape)> {
         self.forward((e, el), (c, cl), None)
     }
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, e: &CudaStorage, el: &Layout, c: &CudaStorage, cl: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.cuda_forward((e, el), (c, cl), None)
+    }
     fn bwd(
         &self,
         e: &Tensor,
@@ -305,6 +338,18 @@ impl CustomOp3 for LinearCrossEntropy {
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((e, el), (c, cl), Some((bias, bl)))
     }
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(
+        &self,
+        e: &CudaStorage,
+        el: &Layout,
+        c: &CudaStorage,
+        cl: &Layout,
+        bias: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda_forward((e, el), (c, cl), Some((bias, bl)))
+    }
     fn bwd(
         &self,
         e: &Tensor,
@@ -320,7 +365,7 @@ impl CustomOp3 for LinearCrossEntropy {
 fn cpu_storage(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),
-        _ => bail!("this build has the CPU backend only (cuda backend not built)"),
+        _ => bail!("a tensor of this operation is not on the CPU, as the others are"),
     }
 }
 
@@ -334,22 +379,24 @@ fn elements<'a>(name: &str, (storage, layout): Operand<'a>) -> Result<HostSlice<
         CpuStorage::I64(v) => HostSlice::I64(&v[start..]),
         CpuStorage::I32(v) => HostSlice::I32(&v[start..]),
         CpuStorage::U32(v) => HostSlice::U32(&v[start..]),
-        _ => {
-            let expected = if name == "targets" { "i64, i32 or u32" } else { "f32, f16 or bf16" };
-            bail!("{name} has dtype {}; expected {expected}", storage_dtype(storage))
-        }
+        _ => return unexpected_dtype(name, storage),
     })
 }
 
-fn storage_dtype(storage: &CpuStorage) -> &'static str {
-    use candle_core::backend::BackendStorage;
-    storage.dtype().as_str()
+fn unexpected_dtype<T>(name: &str, storage: &impl BackendStorage) -> Result<T> {
+    let expected = if name == "targets" { "i64, i32 or u32" } else { "f32, f16 or bf16" };
+    bail!("{name} has dtype {}; expected {expected}", storage.dtype().as_str())
+}
+
+/// Elements from a row of a matrix to the next.
+fn row_stride(layout: &Layout) -> usize {
+    let (rows, columns) = (layout.dims()[0], layout.dims()[1]);
+    if rows > 1 { layout.stride()[0] } else { columns }
 }
 
 fn matrix<'a>(name: &str, operand: Operand<'a>) -> Result<Matrix<'a>> {
     let (rows, columns) = operand.1.shape().dims2()?;
-    let row_stride = if rows > 1 { operand.1.stride()[0] } else { columns };
-    Ok(Matrix::new(elements(name, operand)?, rows, columns).with_row_stride(row_stride))
+    Ok(Matrix::new(elements(name, operand)?, rows, columns).with_row_stride(row_stride(operand.1)))
 }
 
 fn vector<'a>(name: &str, operand: Operand<'a>) -> Result<HostSlice<'a>> {

@@ -59,6 +59,9 @@ impl<M: Memory> std::fmt::Debug for Forward<M> {
 pub struct Upstream<'a, M: Memory = Host> {
     /// With respect to `loss`.
     pub loss: f32,
+    /// What `loss` is multiplied by, one `f32` in the backend's memory: an upstream gradient that another kernel computes
+    /// need not be read by the host.
+    pub loss_scale: Option<M::Slice<'a>>,
     /// With respect to `losses`, `[N]` `f32`: the upstream gradient of `Reduction::None`.
     pub losses: Option<M::Slice<'a>>,
     /// With respect to `nll`, `[N]` `f32`.
@@ -85,7 +88,7 @@ impl<M: Memory> Default for Upstream<'_, M> {
 impl<'a, M: Memory> Upstream<'a, M> {
     /// `d_loss` for the scalar loss, e.g. 1, a loss scale, or 1 / accumulation steps.
     pub fn loss(d_loss: f32) -> Self {
-        Upstream { loss: d_loss, losses: None, nll: None, lse: None, entropy: None }
+        Upstream { loss: d_loss, loss_scale: None, losses: None, nll: None, lse: None, entropy: None }
     }
     /// One value for each token's loss: what a caller of `Reduction::None` has. `[N]` `f32`.
     pub fn losses(d_losses: impl Into<M::Slice<'a>>) -> Self {
@@ -154,7 +157,7 @@ impl<M: Memory> Default for GradientSinks<'_, M> {
 pub struct Telemetry {
     /// Tokens that were not ignored.
     pub rows: u64,
-    /// Entries of the softmax that the forward put aside.
+    /// Entries of the softmax that the forward put aside and had not dropped again before the final test.
     pub candidates: u64,
     /// Entries that took part in the sparse gradients: the candidates that passed with the final log-sum-exp.
     pub kept_entries: u64,

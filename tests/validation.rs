@@ -190,6 +190,8 @@ fn upstream_of_wrong_length_dtype_or_of_an_output_that_is_not_there() {
     says(&backward(Upstream { entropy: five, ..none }), &["upstream.entropy", "[5]"]);
     says(&backward(Upstream { nll: Some(HALVES[..6].into()), ..none }), &["upstream.nll", "f16", "f32"]);
     says(&backward(Upstream { lse: Some(INTEGERS[..6].into()), ..none }), &["upstream.lse", "i64"]);
+    says(&backward(Upstream { loss_scale: five, ..none }), &["upstream.loss_scale", "[5]", "loss is [1, 1]"]);
+    says(&backward(Upstream { loss_scale: Some(HALVES[..1].into()), ..none }), &["upstream.loss_scale", "f16"]);
     let missing = backward(Upstream { entropy: Some(FLOATS[..6].into()), ..none });
     says(&missing, &["upstream.entropy", "options.entropy is off"]);
     assert!(matches!(missing, Error::NoSuchGradient { .. }));

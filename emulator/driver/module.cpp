@@ -1,5 +1,5 @@
 // Modules, functions, occupancy. Whatever the image is, its kernels run by name: the ones g++ compiled, or the PTX that
-// EMU_PTX names.
+// EMU_PTX names. PTX with other kernels, a library's, is interpreted.
 #include <algorithm>
 #include <cstdlib>
 
@@ -70,6 +70,8 @@ API cuModuleLoadData(void** out, const void* image) {
         m->origin = "ptx";
         if (architecture(text, ".target") > here) return CUDA_ERROR_NO_BINARY_FOR_GPU;
         for (const char* e = text; (e = strstr(e, ".entry ")); e += 7) m->names.emplace_back(e + 7, strcspn(e + 7, "( \n\t"));
+        const auto unknown = [](const std::string& name) { return !emu::find_kernel(name.c_str()); };
+        if (std::any_of(m->names.begin(), m->names.end(), unknown)) emu::load_ptx(text);
     } else return CUDA_ERROR_INVALID_IMAGE;
     *out = m.release();
     return CUDA_SUCCESS;

@@ -126,6 +126,23 @@ fn memory_is_checked_against_its_allocation() {
 }
 
 #[test]
+fn ptx_of_kernels_that_the_emulator_was_not_built_with_is_interpreted() {
+    let device = device(&Config::default());
+    let ptx = ".version 8.0\n.target sm_80\n.address_size 64\n
+        .visible .entry stranger(.param .u64 to, .param .u32 value)\n{\n
+        .reg .b64 %rd<3>;\n.reg .b32 %r<2>;\n
+        ld.param.u64 %rd1, [to];\nld.param.u32 %r1, [value];\n
+        cvta.to.global.u64 %rd2, %rd1;\nst.global.u32 [%rd2], %r1;\nret;\n}\n";
+    let function = device.context.load_module(ptx.into()).unwrap().load_function("stranger").unwrap();
+    let stream = device.context.default_stream();
+    let mut to = stream.alloc_zeros::<u32>(1).unwrap();
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: the parameters are the kernel's.
+    unsafe { stream.launch_builder(&function).arg(&mut to).arg(&7_u32).launch(config) }.unwrap();
+    assert_eq!(stream.clone_dtoh(&to).unwrap(), [7]);
+}
+
+#[test]
 fn events_tell_time_and_order() {
     let device = device(&Config::default());
     let stream = device.context.new_stream().unwrap();

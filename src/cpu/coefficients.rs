@@ -49,7 +49,8 @@ pub(crate) fn row_coefficients(
     let options = problem.options();
     let (smoothing, vocab) = (options.label_smoothing as f64, problem.shape().vocab);
     let denominator = super::denominator(problem, rows);
-    let d_loss = if denominator == 0.0 { 0.0 } else { upstream.loss as f64 / denominator };
+    let scale = upstream.loss_scale.map_or(1.0, |scale| scale.float_at(0) as f64);
+    let d_loss = if denominator == 0.0 { 0.0 } else { upstream.loss as f64 * scale / denominator };
     let class_weight_sum: f64 =
         if smoothing > 0.0 { (0..vocab).map(|v| problem.class_weight(v) as f64).sum() } else { 0.0 };
     let of = |(row, s): (&Row, &RowStatistics)| {

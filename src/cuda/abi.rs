@@ -98,9 +98,9 @@ mirror! {
         partial_argmax: Address,
         pool_count: Address,
         pool: Address,
-        kept_begin: Address,
     }
     LceUpstream {
+        loss_scale: Address,
         losses: Address,
         nll: Address,
         lse: Address,

@@ -106,6 +106,7 @@ impl<'a> Addresses<'a> {
 
     pub fn upstream(&mut self, upstream: &'a Upstream<'_, DeviceMemory>) -> Result<LceUpstream> {
         Ok(LceUpstream {
+            loss_scale: self.optional(&upstream.loss_scale)?,
             losses: self.optional(&upstream.losses)?,
             nll: self.optional(&upstream.nll)?,
             lse: self.optional(&upstream.lse)?,
@@ -148,7 +149,6 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
             partial_argmax: region("partial_argmax"),
             pool_count: region("pool_count"),
             pool: region("pool"),
-            kept_begin: region("kept_begin"),
         },
         backward: LceBackwardScratch {
             coefficients: region("coefficients"),

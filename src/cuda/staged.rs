@@ -196,10 +196,10 @@ impl Backend for CudaStaged {
         let uploaded = UploadedInputs::new(stream, problem.inputs())?;
         let inputs = uploaded.inputs(problem.inputs());
         let vector = |host: Option<HostSlice<'_>>| host.map(|host| Uploaded::new(stream, "upstream", host)).transpose();
-        let vectors =
-            [vector(upstream.losses)?, vector(upstream.nll)?, vector(upstream.lse)?, vector(upstream.entropy)?];
-        let [losses, nll, lse, entropy] = vectors.each_ref().map(|v| v.as_ref().map(Uploaded::slice));
-        let upstream = Upstream { loss: upstream.loss, losses, nll, lse, entropy };
+        let Upstream { loss, loss_scale, losses, nll, lse, entropy } = *upstream;
+        let vectors = [vector(loss_scale)?, vector(losses)?, vector(nll)?, vector(lse)?, vector(entropy)?];
+        let [loss_scale, losses, nll, lse, entropy] = vectors.each_ref().map(|v| v.as_ref().map(Uploaded::slice));
+        let upstream = Upstream { loss, loss_scale, losses, nll, lse, entropy };
 
         let mut embeddings = self.stage("d_embeddings", &sinks.embeddings)?;
         let mut classifier = self.stage("d_classifier", &sinks.classifier)?;

@@ -69,7 +69,7 @@ impl Workspace {
         let sparse = s.capture && s.columns;
         let (smooth_rows, smooth_columns) = (s.spread && s.d_embeddings, s.spread && s.columns);
         use Group::{Backward, Forward, Saved};
-        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 29] = [
+        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 28] = [
             ("header", Saved, true, "64", &[64]),
             ("token_row", Saved, true, "4 N", &[4, n]),
             ("row_token", Saved, true, "4 N", &[4, n]),
@@ -85,7 +85,6 @@ impl Workspace {
             ("partial_argmax", Forward, true, "4 partials N", &[4, s.partials, n]),
             ("pool_count", Forward, s.capture, "4 row_blocks", &[4, s.row_blocks]),
             ("pool", Forward, s.capture, "8 row_blocks block_entries", &[8, s.row_blocks, s.block_entries]),
-            ("kept_begin", Forward, s.capture, "4 N", &[4, n]),
             ("coefficients", Backward, any, "16 N", &[16, n]),
             ("column_begin", Backward, sparse, "4 (V + 1)", &[4, v + 1]),
             ("popular_classes", Backward, sparse, "4 V", &[4, v]),

@@ -23,6 +23,7 @@ use cut_cross_entropy::reference::ReferenceUpstream;
 #[derive(Debug, Clone, Default)]
 pub struct OwnedUpstream {
     pub loss: f32,
+    pub loss_scale: Option<[f32; 1]>,
     pub losses: Option<Vec<f32>>,
     pub nll: Option<Vec<f32>>,
     pub lse: Option<Vec<f32>>,
@@ -39,6 +40,7 @@ impl OwnedUpstream {
         let mut vector = || Some((0..tokens).map(|_| rng.normal() as f32).collect::<Vec<f32>>());
         OwnedUpstream {
             loss: 1.75,
+            loss_scale: Some([0.625]),
             losses: vector(),
             nll: vector(),
             lse: vector(),
@@ -49,6 +51,7 @@ impl OwnedUpstream {
     pub fn borrow(&self) -> Upstream<'_> {
         Upstream {
             loss: self.loss,
+            loss_scale: self.loss_scale.as_ref().map(|scale| scale[..].into()),
             losses: self.losses.as_ref().map(Into::into),
             nll: self.nll.as_ref().map(Into::into),
             lse: self.lse.as_ref().map(Into::into),
@@ -62,7 +65,7 @@ impl OwnedUpstream {
             None => vec![0.0; tokens],
         };
         ReferenceUpstream {
-            loss: self.loss.into(),
+            loss: f64::from(self.loss) * f64::from(self.loss_scale.map_or(1.0, |[scale]| scale)),
             losses: wide(&self.losses),
             nll: wide(&self.nll),
             lse: wide(&self.lse),

@@ -76,6 +76,7 @@ fn verify<B: Backend<Memory = Host> + ?Sized>(backend: &B, case: &Case) -> anyho
     let d_entropy = vector(case.options.entropy, 14);
     let upstream = Upstream {
         loss: d_loss,
+        loss_scale: None,
         losses: d_losses.as_ref().map(Into::into),
         nll: d_nll.as_ref().map(Into::into),
         lse: d_lse.as_ref().map(Into::into),

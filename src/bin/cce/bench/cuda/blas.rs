@@ -52,7 +52,10 @@ pub struct Blas(CudaBlas);
 impl Blas {
     /// Loads the library.
     pub fn new(stream: Arc<CudaStream>) -> anyhow::Result<Self> {
+        #[cfg(feature = "dynamic-linking")]
+        let present = true; // else the process would not have started
         // SAFETY: loads libraries of that name, whose initialisers only set up tables of their own.
+        #[cfg(not(feature = "dynamic-linking"))]
         let present = unsafe { sys::is_culib_present() };
         ensure!(
             present,
