@@ -130,14 +130,14 @@ __device__ __forceinline__ void next_phase(const LceArgs& a) {
 }
 
 // ---- producer -----------------------------------------------------------------------------------------------------------------
-// One step of an item, by the whole warp: lanes 0 to 15 load what lies 8 rows a lane, the others whole blocks. rows: of E.
+// One step of an item, by the whole warp. rows: of E, 8 a lane; of the tile, or of this step and those beside it.
 __device__ __forceinline__ void load_step(
     const LceHopperArgs& a, const Work& work, const Chunk& chunk, const Item& item, const Rows& rows, Ring& ring, u32 stage, u32 step
 ) {
     const u32 lane = threadIdx.x % 32, first_class = chunk.first_tile * COLUMNS;
     u64* full = &ring.full[stage];
     if (item.kind == GRADIENT_TILE) {        // E [rows, D], C [classes, D]
-        rows.load(a, ring.a[stage][lane / 8 % A_BLOCKS], full, step * SIDE, work.rows);
+        if (lane < A_BLOCKS * 8) rows.load(a, &ring.a[stage][lane / 8], 1, full, step * SIDE, work.rows);
         if (lane >= 16 && lane < 16 + B_BLOCKS) {
             const u32 class_index = first_class + item.column * COLUMNS + (lane - 16) * SIDE;
             prim::tma_load_2d(ring.b[stage][lane - 16], &a.classifier, full, int(step * SIDE), int(class_index), prim::L2::Normal);
@@ -148,10 +148,9 @@ __device__ __forceinline__ void load_step(
         else if (lane < A_BLOCKS)
             prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, item.row * A_BLOCKS + lane, step), BYTES, full);
     } else {                                 // G [rows, classes], E [rows, D]
-        for (u32 block = 0; block < B_BLOCKS; ++block)
-            rows.load(a, ring.b[stage][block], full, item.column * COLUMNS + block * SIDE, work.rows);
-        if (lane >= 16 && lane < 16 + A_BLOCKS)
-            prim::bulk_load(ring.a[stage][lane - 16], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane - 16), BYTES, full);
+        if (lane / 8 == step % LOOKED_UP) rows.load(a, ring.b[stage], B_BLOCKS, full, item.column * COLUMNS, work.rows);
+        if (lane / 8 == (step + 1) % LOOKED_UP && lane % 8 < A_BLOCKS)
+            prim::bulk_load(ring.a[stage][lane % 8], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane % 8), BYTES, full);
     }
 }
 
@@ -168,12 +167,12 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, cons
             if (item.kind == NONE_LEFT) return;
             continue;
         }
-        // Rows of E: of the tile, or of this step of the sum. Those of the next step are looked up while the ring is full.
-        Rows rows(a.args, item.kind == GRADIENT_TILE ? item.row * ROWS : 0, work.rows, item.kind == GRADIENT_TILE ? ROWS / 8 : SIDE / 8);
+        Rows rows(a.args, item.kind == GRADIENT_TILE ? item.row * ROWS : 0, work.rows);
         for (u32 step = 0; step < item.steps; ++step, at.advance()) {
             begin_stage(smem.ring, at, item, STAGE_BYTES);
             load_step(a, work, chunk, item, rows, smem.ring, at.stage, step);
-            if (item.kind == D_CLASSIFIER) rows = Rows(a.args, (step + 1) * SIDE, work.rows, SIDE / 8);
+            // The next four steps' while the ring is full: two dependent loads.
+            if (item.kind == D_CLASSIFIER && step % LOOKED_UP == LOOKED_UP - 1) rows = Rows(a.args, (step + 1) * SIDE, work.rows);
         }
     }
 }
@@ -196,44 +195,58 @@ struct RowState {                            // of one of a thread's two rows
     }
 };
 
-// Accumulators of 64 classes become G, where G is p times a factor, less a constant at the target.
-template <bool CAPPED>
+// Bias of a thread's classes among 64, first_class on.
+template <class B> __device__ __forceinline__ void load_bias_of(const void* data, u32 first_class, float (&bias)[SIDE / 4]) {
+    const B* from = static_cast<const B*>(data) + first_class + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (u32 k = 0; k < SIDE / 4; ++k) bias[k] = prim::to_f32(from[k / 2 * 8 + k % 2]);
+}
+__device__ __forceinline__ void load_bias(const LceProblem& p, u32 first_class, float (&bias)[SIDE / 4]) {
+    if (p.bias_type == TYPE_F32) load_bias_of<float>(p.bias, first_class, bias);
+    else if (p.bias_type == TYPE_F16) load_bias_of<f16>(p.bias, first_class, bias);
+    else load_bias_of<bf16>(p.bias, first_class, bias);
+}
+
+// Accumulators of 64 classes become G, where G is p times a factor, less a constant at the target. Straight code: branches would leave
+// the latencies of a chain of five bare.
+template <bool BIASED, bool CAPPED>
 __device__ __forceinline__ void simple_gradients(const LceProblem& p, float down, const RowState (&rows)[2], u32 first_class, float* acc) {
-    const float inverse_cap = CAPPED ? prim::div_rn(1.0f, p.softcap) : 0.0f;
-    float factor[2];
+    float bias[SIDE / 4] = {};
+    if (BIASED) load_bias(p, first_class, bias);
+    const float inverse_cap = CAPPED ? prim::div_rn(1.0f, p.softcap) : 1.0f, cap = CAPPED ? p.softcap : 1.0f;
+    bool any_large = false;
+#pragma unroll
+    for (u32 i = 0; i < SIDE / 2; ++i) {
+        acc[i] = prim::fma(acc[i], p.logit_scale, BIASED ? bias[i / 4 * 2 + i % 2] : 0.0f);
+        if (CAPPED) acc[i] *= inverse_cap, any_large |= logit_map::is_large(acc[i]);
+    }
+    if (CAPPED && any_large) {
+#pragma unroll
+        for (u32 i = 0; i < SIDE / 2; ++i) acc[i] = logit_map::tanh(acc[i]);
+    } else if (CAPPED) {
+#pragma unroll
+        for (u32 i = 0; i < SIDE / 2; ++i) acc[i] = logit_map::tanh_of_small(acc[i]);
+    }
     u32 target[2];                           // from first_class
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        factor[h] = rows[h].statistics.inverse_sum * (rows[h].coefficients.softmax * down);
+        const float factor = rows[h].statistics.inverse_sum * (rows[h].coefficients.softmax * down);
         target[h] = rows[h].target - first_class;
-    }
 #pragma unroll
-    for (u32 c = 0; c < SIDE / 8; ++c)
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i) {
-            const float bias = p.bias ? logit_map::bias(p, first_class + 8 * c + threadIdx.x % 4 * 2 + i) : 0.0f;
-#pragma unroll
-            for (u32 h = 0; h < 2; ++h) {
-                float& value = acc[4 * c + 2 * h + i];
-                float z = prim::fma(value, p.logit_scale, bias), slope = 1.0f;
-                if (CAPPED) {
-                    const float t = logit_map::tanh(z * inverse_cap);
-                    z = p.softcap * t;
-                    slope = prim::fma(-t, t, 1.0f);
-                }
-                value = prim::ex2((z - rows[h].statistics.max) * LOG2_E) * factor[h];
-                if (CAPPED) value *= slope;
-            }
+        for (u32 k = 0; k < SIDE / 4; ++k) {
+            float& value = acc[k / 2 * 4 + 2 * h + k % 2];
+            const float slope = prim::fma(-value, value, 1.0f);      // of the softcap, where value is the tanh
+            value = prim::ex2(((CAPPED ? cap * value : value) - rows[h].statistics.max) * LOG2_E) * factor;
+            if (CAPPED) value *= slope;
         }
+    }
     if (!prim::any(target[0] < SIDE || target[1] < SIDE)) return;
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
         const float at_target = down * rows[h].coefficients.target * logit_map::softcap_slope(p, rows[h].statistics.target_logit);
 #pragma unroll
-        for (u32 c = 0; c < SIDE / 8; ++c)
-#pragma unroll
-            for (u32 i = 0; i < 2; ++i)
-                if (target[h] == 8 * c + threadIdx.x % 4 * 2 + i) acc[4 * c + 2 * h + i] -= at_target;
+        for (u32 k = 0; k < SIDE / 4; ++k)
+            if (target[h] == k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2) acc[k / 2 * 4 + 2 * h + k % 2] -= at_target;
     }
 }
 
@@ -296,8 +309,13 @@ template <class T> __device__ __forceinline__ void store_gradients(
             if (thread == 0) prim::bulk_wait_read<0>();
             prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
             any_gradients(p, down, rows, first_class, own, reinterpret_cast<float*>(smem.staging[consumer]) + thread);
-        } else if (p.softcap > 0.0f) simple_gradients<true>(p, down, rows, first_class, own);
-        else simple_gradients<false>(p, down, rows, first_class, own);
+        } else if (p.softcap > 0.0f) {
+            if (p.bias) simple_gradients<true, true>(p, down, rows, first_class, own);
+            else simple_gradients<false, true>(p, down, rows, first_class, own);
+        } else {
+            if (p.bias) simple_gradients<true, false>(p, down, rows, first_class, own);
+            else simple_gradients<false, false>(p, down, rows, first_class, own);
+        }
 
         u8* staging = smem.staging[consumer][block % 2];
         if (thread == 0) prim::bulk_wait_read<1>();      // the copy that used this buffer is done with it
@@ -313,64 +331,113 @@ template <class T> __device__ __forceinline__ void store_gradients(
 }
 
 // ---- consumers: outputs ---------------------------------------------------------------------------------------------------------
-// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written. The additions are reductions in
-// memory, which nobody waits for; each element has one a chunk, and the barriers keep those of several chunks in order.
-__device__ __forceinline__ void store_d_embeddings(
-    const LceArgs& a, const Work& work, const Chunk& chunk, const Item& item, float (&acc)[ACCUMULATORS]
-) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread % 32, hidden = a.problem.hidden;
-    const float factor = work.scale.up * a.problem.logit_scale;
-    const LceSink accumulators = {a.backward.exact_d_embeddings, TYPE_F32, SINK_OVERWRITE};
+constexpr u64 NO_ROW = ~0ull;
+
+__device__ __forceinline__ void store_pair(float* to, float first, float second) {
+    *reinterpret_cast<u64*>(to) = prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
+}
+template <class S> __device__ __forceinline__ void store_pair(S* to, float first, float second) {
+    *reinterpret_cast<u32*>(to) = prim::pack2<S>(first, second);
+}
+
+// A thread's two rows of a tile to where they begin, `groups` of eight columns; pairs lie at multiples of their size. Additions are
+// reductions in memory, which nobody waits for: an element has one owner.
+template <bool ADD, class S>
+__device__ __forceinline__ void store_rows(S* to, const u64 (&row)[2], u32 groups, float factor, const float (&acc)[ACCUMULATORS]) {
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        const u32 r = item.row * ROWS + consumer * SIDE + thread / 32 * 16 + lane / 4 + 8 * h;
-        if (r >= work.rows) continue;
-        const u64 row = u64(r) * hidden, token_row = chunk.is_last ? u64(Rows::token_of(a, r)) * hidden : 0;
-        const u32 first_column = item.column * COLUMNS + lane % 4 * 2;
-        float* sums = a.backward.exact_d_embeddings + row;
-        if (chunk.is_last && !chunk.is_first) {
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS / 8; ++c)    // all loads before the stores, which might be to the same place for all that is known
-#pragma unroll
-                for (u32 i = 0; i < 2; ++i)
-                    if (first_column + 8 * c + i < hidden) acc[4 * c + 2 * h + i] += sums[first_column + 8 * c + i];
-        }
+        if (row[h] == NO_ROW) continue;
+        S* at = to + row[h];
 #pragma unroll
         for (u32 c = 0; c < COLUMNS / 8; ++c) {
-            const u32 column = first_column + 8 * c;
-            if (column >= hidden) break;
-            const bool both = column + 1 < hidden;
-            const float first = acc[4 * c + 2 * h], second = acc[4 * c + 2 * h + 1];
-            if (chunk.is_last) {
-                sink::put_pair(a.d_embeddings, token_row + column, first * factor, second * factor, both);
-            } else if (chunk.is_first) {
-                sink::put_pair(accumulators, row + column, first, second, both);
-            } else {
-                prim::atomic_add(sums + column, first);
-                if (both) prim::atomic_add(sums + column + 1, second);
-            }
+            const float first = acc[4 * c + 2 * h] * factor, second = acc[4 * c + 2 * h + 1] * factor;
+            if (c >= groups) break;
+            if constexpr (ADD) prim::reduce_add_2(at + 8 * c, first, second);
+            else store_pair(at + 8 * c, first, second);
         }
     }
 }
 
-// dC of 64 classes and 256 columns.
-__device__ __forceinline__ void store_d_classifier(
-    const LceArgs& a, const Work& work, const Chunk& chunk, const Item& item, const float (&acc)[ACCUMULATORS]
+// The same for any D and any address, in a loop, through shared memory of the thread's own: own[i * WARPGROUP] is a value's place.
+__device__ __forceinline__ void store_rows_anywhere(
+    const LceSink& to, const u64 (&row)[2], u32 columns, float factor, const float (&acc)[ACCUMULATORS], float* own
 ) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread % 32, hidden = a.problem.hidden;
-    const float factor = work.scale.up * a.problem.logit_scale;
 #pragma unroll
-    for (u32 h = 0; h < 2; ++h) {
-        const u32 in_chunk = item.row * CLASS_TILE + consumer * SIDE + thread / 32 * 16 + lane / 4 + 8 * h;
-        if (in_chunk >= chunk.classes) continue;
-        const u64 row = u64(chunk.first_tile * COLUMNS + in_chunk) * hidden;
+    for (u32 block = 0; block < B_BLOCKS; ++block) {
 #pragma unroll
-        for (u32 c = 0; c < COLUMNS / 8; ++c) {
-            const u32 column = item.column * COLUMNS + 8 * c + lane % 4 * 2;
-            if (column >= hidden) break;
-            sink::put_pair(a.d_classifier, row + column, acc[4 * c + 2 * h] * factor, acc[4 * c + 2 * h + 1] * factor, column + 1 < hidden);
+        for (u32 i = 0; i < SIDE / 2; ++i) own[i * WARPGROUP] = acc[block * (SIDE / 2) + i] * factor;
+#pragma unroll 1
+        for (u32 i = 0; i < SIDE / 2; ++i) {
+            const u32 column = block * SIDE + i / 4 * 8 + i % 2;     // from the thread's first
+            const u64 begin = i / 2 % 2 == 0 ? row[0] : row[1];
+            if (begin != NO_ROW && column < columns) sink::put_one(to, begin + column, own[i * WARPGROUP]);
         }
     }
+}
+
+// row: elements to the thread's first column of its rows, or NO_ROW. Its columns are first_column + 0, 1, 8, 9, 16, ...
+__device__ __forceinline__ void store_tile(
+    Smem& smem, const LceSink& to, const u64 (&row)[2], u32 first_column, u32 hidden, float factor, const float (&acc)[ACCUMULATORS]
+) {
+    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
+    const u32 columns = first_column < hidden ? hidden - first_column : 0, groups = (columns + 7) / 8;
+    const bool pairs = hidden % 8 == 0 && reinterpret_cast<u64>(to.data) % 8 == 0;
+    if (!pairs) store_rows_anywhere(to, row, columns, factor, acc, reinterpret_cast<float*>(smem.staging[consumer]) + thread);
+    else if (to.type == TYPE_F16) store_rows<false>(static_cast<f16*>(to.data), row, groups, factor, acc);
+    else if (to.type == TYPE_BF16) store_rows<false>(static_cast<bf16*>(to.data), row, groups, factor, acc);
+    else if (to.mode == SINK_ACCUMULATE) store_rows<true>(static_cast<float*>(to.data), row, groups, factor, acc);
+    else store_rows<false>(static_cast<float*>(to.data), row, groups, factor, acc);
+}
+
+// Eight pairs of loads in flight: they are all that the thread waits for.
+__device__ __forceinline__ void add_rows(const float* from, const u64 (&row)[2], u32 columns, float (&acc)[ACCUMULATORS]) {
+#pragma unroll
+    for (u32 h = 0; h < 2; ++h) {
+        if (row[h] == NO_ROW) continue;
+        const float* at = from + row[h];
+#pragma unroll
+        for (u32 begin = 0; begin < COLUMNS / 8; begin += 8) {
+            float sums[16];
+#pragma unroll
+            for (u32 i = 0; i < 16; ++i) sums[i] = (begin + i / 2) * 8 + i % 2 < columns ? at[(begin + i / 2) * 8 + i % 2] : 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < 16; ++i) acc[4 * (begin + i / 2) + 2 * h + i % 2] += sums[i];
+        }
+    }
+}
+
+// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written. Each element of the accumulators has
+// one addition a chunk, and the barriers keep those of several chunks in order.
+__device__ __forceinline__ void store_d_embeddings(const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item, float (&acc)[ACCUMULATORS]) {
+    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, hidden = a.problem.hidden, rows = smem.work.rows;
+    const u32 first_row = item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
+    const u32 first_column = item.column * COLUMNS + thread % 4 * 2;
+    u64 in_sums[2], in_output[2];
+#pragma unroll
+    for (u32 h = 0; h < 2; ++h) {
+        const u32 row = first_row + 8 * h;
+        in_sums[h] = row < rows ? u64(row) * hidden + first_column : NO_ROW;
+        in_output[h] = row < rows && chunk.is_last ? u64(Rows::token_of(a, row, rows)) * hidden + first_column : NO_ROW;
+    }
+    if (!chunk.is_last) {
+        const LceSink sums = {a.backward.exact_d_embeddings, TYPE_F32, chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE};
+        store_tile(smem, sums, in_sums, first_column, hidden, 1.0f, acc);
+        return;
+    }
+    if (!chunk.is_first) add_rows(a.backward.exact_d_embeddings, in_sums, first_column < hidden ? hidden - first_column : 0, acc);
+    store_tile(smem, a.d_embeddings, in_output, first_column, hidden, smem.work.scale.up * a.problem.logit_scale, acc);
+}
+
+// dC of 64 classes and 256 columns.
+__device__ __forceinline__ void store_d_classifier(const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item, const float (&acc)[ACCUMULATORS]) {
+    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, hidden = a.problem.hidden;
+    const u32 in_chunk = item.row * CLASS_TILE + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
+    const u32 first_column = item.column * COLUMNS + thread % 4 * 2;
+    u64 row[2];
+#pragma unroll
+    for (u32 h = 0; h < 2; ++h)
+        row[h] = in_chunk + 8 * h < chunk.classes ? u64(chunk.first_tile * COLUMNS + in_chunk + 8 * h) * hidden + first_column : NO_ROW;
+    store_tile(smem, a.d_classifier, row, first_column, hidden, smem.work.scale.up * a.problem.logit_scale, acc);
 }
 
 // dbias of 64 classes: a thread sums 8 classes over every 16th row, then the sums are added in order.
@@ -381,7 +448,7 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
     constexpr u32 GROUPS = WARPGROUP / 8;
     float* sums = reinterpret_cast<float*>(smem.staging[consumer][0]);   // [GROUPS, SIDE]
     float sum[8] = {};
-#pragma unroll 8
+#pragma unroll 16
     for (u32 r = group; r < smem.work.rows; r += GROUPS) {
         const u32 in_block = r % SIDE;
         const Vec16 v = prim::ld_global_16(gradient_block(a, smem.work, r / SIDE, block) + in_block * 128 + (eight ^ in_block % 8) * 16);
@@ -429,17 +496,19 @@ template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32
         float acc[ACCUMULATORS];
         if (phase == GRADIENTS) {
             RowState rows[2];
+            const auto load_rows = [&] {
 #pragma unroll
-            for (u32 h = 0; h < 2; ++h)
-                rows[h].load(a, item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4 + 8 * h, smem.work.rows);
-            multiply<T, Major::K, Major::K>(acc, ring, at, item.steps, consumer, meanwhile);
+                for (u32 h = 0; h < 2; ++h)
+                    rows[h].load(a, item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4 + 8 * h, smem.work.rows);
+            };
+            multiply<T, Major::K, Major::K>(acc, ring, at, item.steps, consumer, load_rows, meanwhile);
             store_gradients<T>(a, smem, chunk, item, rows, acc);
         } else if (item.kind == D_EMBEDDINGS) {
-            multiply<T, Major::K, Major::MN>(acc, ring, at, item.steps, consumer, meanwhile);
-            store_d_embeddings(a, smem.work, chunk, item, acc);
+            multiply<T, Major::K, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
+            store_d_embeddings(a, smem, chunk, item, acc);
         } else {
-            multiply<T, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, meanwhile);
-            store_d_classifier(a, smem.work, chunk, item, acc);
+            multiply<T, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
+            store_d_classifier(a, smem, chunk, item, acc);
         }
         started = true;
     }
@@ -454,6 +523,7 @@ template <class Body> __device__ __forceinline__ void for_each_phase(const LceAr
         const Chunk chunk = chunk_of(a.problem, work, first_tile);
         for (u32 phase = GRADIENTS; phase < PHASES; ++phase) {
             body(chunk, phase, drawn);
+            if (chunk.is_last && phase + 1 == PHASES) return;
             drawn += count_items(work, chunk, phase) + gridDim.x;    // each block draws one that is not there
             next_phase(a);
         }

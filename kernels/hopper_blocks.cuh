@@ -60,36 +60,39 @@ __device__ __forceinline__ void initialise(Ring& ring) {
 // Tokens of the rows of a block or two of E, as few boxes as there can be: lane l looks after rows 8 l to 8 l + 7. A block whose tokens
 // follow one another is one box, eight such rows are one, any other row is one. Rows that do not exist are zeros, and so is what lies
 // outside of E: they are summed over.
+constexpr u32 LOOKED_UP = 32 * 8 / SIDE;     // blocks that a warp looks up at once
 struct Rows {
     u32 first;                               // this lane's first row, and its token
     u32 token;
     u32 box;                                 // rows of a box: 64, 8 or 1; 0: another lane's box has them
 
-    // Rows first_row .. of `rows` exact ones, by the whole warp; lanes beyond `lanes` have none.
-    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows, u32 lanes) {
+    // 256 rows from first_row on, of `rows` exact ones, by the whole warp.
+    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows) {
         const u32 lane = threadIdx.x % 32;
         first = first_row + 8 * lane;
-        const u32 count = lane < lanes && first < rows ? (rows - first < 8 ? rows - first : 8) : 0;
-        token = count > 0 ? token_of(a, first) : a.problem.tokens;
-        const bool eight = count == 8 && token_of(a, first + 7) - token == 7;
+        const u32 count = first < rows ? (rows - first < 8 ? rows - first : 8) : 0;
+        token = count > 0 ? token_of(a, first, rows) : a.problem.tokens;
+        const bool eight = count == 8 && token_of(a, first + 7, rows) - token == 7;
         const u32 in_block = lane % 8, block_token = prim::shfl_idx(token, int(lane - in_block));
         const u32 run = prim::ballot(eight && token == block_token + 8 * in_block) >> (lane - in_block) & 0xff;
-        box = lane >= lanes ? 0 : run == 0xff ? (in_block == 0 ? SIDE : 0) : eight || count == 0 ? 8 : 1;
+        box = run == 0xff ? (in_block == 0 ? SIDE : 0) : eight || count == 0 ? 8 : 1;
     }
-    static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row) { return a.saved.row_token[a.saved.exact_row[row]]; }
+    // Exact rows ascend: where every token is one, each is its own.
+    static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row, u32 rows) {
+        return rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[row]];
+    }
 
-    // Columns x to x + 63 of these rows into `block`, one of the block that lane 0 is in.
-    __device__ __forceinline__ void load(const LceHopperArgs& a, u8* block, u64* full, u32 x, u32 rows) const {
+    // This lane's rows into its place in `count` blocks, of columns x, x + 64, ...
+    __device__ __forceinline__ void load(const LceHopperArgs& a, u8 (*blocks)[BYTES], u32 count, u64* full, u32 x, u32 rows) const {
         if (box == 0) return;
-        u8* to = block + threadIdx.x % 8 * 8 * 128;
-        if (box > 1) {
-            prim::tma_load_2d(to, &a.embeddings[box == SIDE ? 0 : 1], full, int(x), int(token), prim::L2::EvictLast);
-            return;
-        }
+        u8* to = blocks[0] + threadIdx.x % 8 * 8 * 128;
+        const prim::TensorMap* map = &a.embeddings[box == SIDE ? 0 : box == 8 ? 1 : 2];
 #pragma unroll 1
-        for (u32 i = 0; i < 8; ++i) {
-            const u32 at = first + i < rows ? token_of(a.args, first + i) : a.args.problem.tokens;
-            prim::tma_load_2d(to + i * 128, &a.embeddings[2], full, int(x), int(at), prim::L2::EvictLast);
+        for (u32 i = 0; i < (box == 1 ? 8 : 1); ++i) {
+            const u32 at = i == 0 ? token : first + i < rows ? token_of(a.args, first + i, rows) : a.args.problem.tokens;
+#pragma unroll 1
+            for (u32 k = 0; k < count; ++k)
+                prim::tma_load_2d(to + k * BYTES + i * 128, map, full, int(x + k * SIDE), int(at), prim::L2::Normal);
         }
     }
 };
@@ -129,24 +132,31 @@ __device__ __forceinline__ Item next_item(Ring& ring, const Cursor& at) {
     return item;
 }
 
-// One tile, by a consumer: acc = A B. Two groups of products are in flight: a stage is released when the next one's have been issued and
-// its own are done. `meanwhile(step)` runs while the products of the step do.
-template <class T, Major A, Major B, class Meanwhile>
-__device__ __forceinline__ void multiply(float (&acc)[ACCUMULATORS], Ring& ring, Cursor& at, u32 steps, u32 consumer, Meanwhile meanwhile) {
-    u32 previous = 0;
-    for (u32 step = 0; step < steps; ++step, at.advance()) {
-        prim::mbarrier_wait(&ring.full[at.stage], at.parity);
-        const u64 a = descriptor<A>(ring.a[at.stage][consumer]), b = descriptor<B>(ring.b[at.stage][0]);
-        prim::wgmma_fence();
+// The products of a stage, as one group.
+template <class T, Major A, Major B>
+__device__ __forceinline__ void multiply_stage(float (&acc)[ACCUMULATORS], Ring& ring, const Cursor& at, u32 consumer, bool accumulate) {
+    prim::mbarrier_wait(&ring.full[at.stage], at.parity);
+    const u64 a = descriptor<A>(ring.a[at.stage][consumer]), b = descriptor<B>(ring.b[at.stage][0]);
+    prim::wgmma_fence();
 #pragma unroll
-        for (u32 k = 0; k < SIDE / 16; ++k)
-            prim::wgmma_m64k16<T, int(COLUMNS), A, B>(acc, a + k * K16<A>, b + k * K16<B>, step > 0 || k > 0);
-        prim::wgmma_commit();
+    for (u32 k = 0; k < SIDE / 16; ++k) prim::wgmma_m64k16<T, int(COLUMNS), A, B>(acc, a + k * K16<A>, b + k * K16<B>, accumulate || k > 0);
+    prim::wgmma_commit();
+}
+
+// One tile, by a consumer: acc = A B. Two groups of products are in flight: a stage is released when the next one's have been issued and
+// its own are done. `begun()` runs while the products of the first step do, `meanwhile(step)` while those of each.
+template <class T, Major A, Major B, class Begun, class Meanwhile>
+__device__ __forceinline__ void multiply(float (&acc)[ACCUMULATORS], Ring& ring, Cursor& at, u32 steps, u32 consumer, Begun begun, Meanwhile meanwhile) {
+    multiply_stage<T, A, B>(acc, ring, at, consumer, false);
+    begun();
+    meanwhile(0);
+    u32 previous = at.stage;
+    at.advance();
+    for (u32 step = 1; step < steps; ++step, at.advance()) {
+        multiply_stage<T, A, B>(acc, ring, at, consumer, true);
         meanwhile(step);
-        if (step > 0) {
-            prim::wgmma_wait<1>(acc);
-            release(ring, previous);
-        }
+        prim::wgmma_wait<1>(acc);
+        release(ring, previous);
         previous = at.stage;
     }
     prim::wgmma_wait<0>(acc);

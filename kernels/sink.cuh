@@ -72,24 +72,4 @@ __device__ __forceinline__ void put_one(const LceSink& to, u64 offset, float val
     }
 }
 
-// Two columns of a row, the first an even one: one store where the rows begin at multiples of its size.
-__device__ __forceinline__ void put_pair(const LceSink& to, u64 offset, float first, float second, bool both) {
-    if (to.mode == SINK_SKIP) return;
-    const u64 address = reinterpret_cast<u64>(to.data) + offset * (to.type == TYPE_F32 ? 4 : 2);
-    if (!both || address % (to.type == TYPE_F32 ? 8 : 4) != 0) {
-        put_one(to, offset, first);
-        if (both) put_one(to, offset + 1, second);
-    } else if (to.type == TYPE_F32) {
-        u64* at = reinterpret_cast<u64*>(address);
-        if (to.mode == SINK_ACCUMULATE) {
-            const u64 old = *at;
-            first += prim::bits_f32(u32(old));
-            second += prim::bits_f32(u32(old >> 32));
-        }
-        *at = prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
-    } else {
-        *reinterpret_cast<u32*>(address) = to.type == TYPE_F16 ? prim::pack2<f16>(first, second) : prim::pack2<bf16>(first, second);
-    }
-}
-
 }  // namespace sink

@@ -5,7 +5,7 @@
 mod common;
 
 use common::cases::{self, Case};
-use common::{Spec, picked, suite};
+use common::{OwnedUpstream, Spec, Tensors, picked, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
@@ -157,17 +157,44 @@ fn results_are_the_same_bits_under_every_schedule() {
     let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
     let (tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
     for filter in [GradientFilter::Exact, GradientFilter::default()] {
-        let bits = |turn| {
+        let run = |turn| {
             configure(turn); // another order of threads, of copies, and of who draws which item
-            let (forward, got) = suite::run(&backend, &tensors, &CceOptions { filter, ..case.options }, &upstream);
-            let bits = |buffer: &HostBuffer| buffer.to_f32_vec().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let bias = got.d_bias.as_ref().map_or(Vec::new(), bits);
-            (forward.loss.to_bits(), bits(&got.d_embeddings), bits(&got.d_classifier), bias)
+            bits(&backend, &tensors, &CceOptions { filter, ..case.options }, &upstream)
         };
-        let first = bits(0);
+        let first = run(0);
         for turn in [4, 8] {
-            assert!(bits(turn) == first, "{filter:?}, turn {turn}");
+            assert!(run(turn) == first, "{filter:?}, turn {turn}");
         }
+    }
+    assert_eq!(emulator::take_reports(), [""; 0]);
+}
+
+/// Loss, dE, dC and dbias, to the bit.
+fn bits(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions, upstream: &OwnedUpstream) -> [Vec<u32>; 4] {
+    let (forward, got) = suite::run(backend, tensors, options, upstream);
+    let bits = |buffer: &HostBuffer| buffer.to_f32_vec().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let bias = got.d_bias.as_ref().map_or(Vec::new(), bits);
+    [vec![forward.loss.to_bits()], bits(&got.d_embeddings), bits(&got.d_classifier), bias]
+}
+
+/// dC sums over rows of E in boxes: what lies behind the last row, and between rows, is not in the sum, not even times zero.
+#[test]
+fn what_an_ignored_token_holds_does_not_matter() {
+    let _guard = emulated();
+    configure(1);
+    let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
+    let spec = Spec { ignored: 0.1, dtype: DType::BF16, ..Spec::new(70, 72, 300) };
+    let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
+    let (mut tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
+    tensors.targets[69] = spec.ignore_index;
+    let mut poisoned = tensors.clone();
+    for token in (0..70).filter(|&token| tensors.targets[token] == spec.ignore_index) {
+        poisoned.set_embedding(token, 0, f32::NAN);
+        poisoned.set_embedding(token, 71, f32::INFINITY);
+    }
+    for filter in [GradientFilter::Exact, GradientFilter::default()] {
+        let run = |tensors| bits(&backend, tensors, &CceOptions { filter, ..case.options }, &upstream);
+        assert!(run(&poisoned) == run(&tensors), "{filter:?}");
     }
     assert_eq!(emulator::take_reports(), [""; 0]);
 }

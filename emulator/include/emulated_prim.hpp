@@ -147,6 +147,10 @@ inline u32 ld_relaxed(const u32* p, Site at = here()) { return u32(emu::atomic_l
 inline void st_release(u32* p, u32 v, Site at = here()) { emu::atomic_store(emu::Order::Release, p, 4, v, at); }
 inline void st_relaxed(u32* p, u32 v, Site at = here()) { emu::atomic_store(emu::Order::Relaxed, p, 4, v, at); }
 inline u32 atomic_add_acq_rel(u32* p, u32 v, Site at = here()) { return u32(emu::atomic_rmw(emu::Rmw::Add, emu::Order::AcqRel, p, 4, v, 0, at)); }
+inline void reduce_add_2(float* p, float first, float second, Site at = here()) {
+    atomic_add(p, first, at);
+    atomic_add(p + 1, second, at);
+}
 inline void nanosleep(u32, Site at = here()) { emu::nanosleep(at); }
 
 // ---- barriers ---------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ bool decode_atomic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     scope(o);                                        // without one: the device's
     const Space space = space_of(o);
     if (space == Space::Generic) o.take("global");
-    const bool sign = type[0] == 's', single = type == "f32";
+    const bool sign = type[0] == 's', single = type == "f32", pair = o.take("v2");
     Rmw op;
     if (o.take("add")) { if (type == "f64") return false; op = single ? Rmw::AddF32 : Rmw::Add; }
     else if (type[0] == 'f') return false;
@@ -151,6 +151,17 @@ bool decode_atomic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     else return false;
     const size_t at = returns ? 1 : 0;
     if (x.size() != at + 2 + (op == Rmw::Cas)) return false;
+    if (pair) {                                      // red.global.add.v2.f32: two of them
+        if (returns || op != Rmw::AddF32 || space != Space::Generic) return false;
+        P.address(i, x[0], i.a);
+        more(i).v1 = P.vector(x[1]);
+        i.k = int(how);
+        i.exec = RUN {
+            char* p = place_in(Space::Generic, t, i);
+            for (size_t k = 0; k < 2; ++k) atomic_rmw(Rmw::AddF32, Order(i.k), p + 4 * k, 4, t.r[i.more->v1[k]] & 0xffffffffull, 0, i.at);
+        };
+        return i.more->v1.size() == 2;
+    }
     i.d = returns ? P.slot(x[0]) : P.fresh();
     P.address(i, x[at], i.a);
     i.c = op == Rmw::Cas ? P.slot(x[at + 1]) : P.value(0);

@@ -41,6 +41,12 @@ PRIM u32 atomic_add_acq_rel(u32* p, u32 v) {
     asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], %2;" : "=r"(r) : "l"(p), "r"(v) : "memory");
     return r;
 }
+#if __CUDA_ARCH__ >= 900
+// Adds to two floats of global memory, whose address is a multiple of 8, and does not wait.
+PRIM void reduce_add_2(float* p, float first, float second) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(first), "f"(second) : "memory");
+}
+#endif
 PRIM void nanosleep(u32 ns) { __nanosleep(ns); }
 
 }  // namespace prim

@@ -100,7 +100,10 @@ impl Kernels {
         if let Some(function) = functions.get(entry_point) {
             return Ok(function.clone());
         }
-        let found = self.modules.iter().find_map(|(_, module)| module.load_function(entry_point).ok());
+        // An emulated module has every kernel; one for Hopper is not there on another device, whoever asks.
+        let fits = !kernel.is_hopper() || self.device.compute_capability == (9, 0);
+        let named = |(_, module): &(_, Arc<CudaModule>)| module.load_function(entry_point).ok();
+        let found = if fits { self.modules.iter().find_map(named) } else { None };
         let Some(function) = found else {
             let reason = format!("no kernel is named {entry_point}");
             return Err(Error::Device { call: "cuModuleGetFunction".into(), reason });
@@ -113,10 +116,10 @@ impl Kernels {
         Ok(function)
     }
 
-    /// Blocks of the exact kernel that a multiprocessor holds, for 16-bit inputs and for `f32`.
+    /// Blocks of the portable exact kernel that a multiprocessor holds, for 16-bit inputs and for `f32`. Hopper's takes a whole one.
     fn exact_occupancy(&self) -> Result<[u32; 2]> {
         let mut least = [u32::MAX; 2];
-        for kernel in KERNELS.iter().filter(|k| k.cooperative) {
+        for kernel in KERNELS.iter().filter(|k| k.cooperative && !k.is_hopper()) {
             for entry_point in kernel.entry_points() {
                 let blocks = self
                     .function(&entry_point, kernel)?
