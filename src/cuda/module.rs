@@ -116,7 +116,8 @@ impl Kernels {
     /// Blocks of the exact kernel that a multiprocessor holds, for 16-bit inputs and for `f32`.
     fn exact_occupancy(&self) -> Result<[u32; 2]> {
         let mut least = [u32::MAX; 2];
-        for kernel in KERNELS.iter().filter(|k| k.cooperative) {
+        let loaded = |kernel: &&Kernel| !kernel.is_hopper() || self.device.compute_capability == (9, 0);
+        for kernel in KERNELS.iter().filter(|k| k.cooperative).filter(loaded) {
             for entry_point in kernel.entry_points() {
                 let blocks = self
                     .function(&entry_point, kernel)?
