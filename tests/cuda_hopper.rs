@@ -139,9 +139,8 @@ fn clusters_match_the_oracle_where_row_blocks_and_tiles_do_not_divide() {
 #[test]
 fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
     // A chunk of 0 MiB is one tile of classes.
-    let tuning = |(lead, chunk_mib)| {
-        KernelFamily::HopperTuned(HopperTuning { lead, chunk_mib, ..HopperTuning::default() })
-    };
+    let tuning =
+        |(lead, chunk_mib)| KernelFamily::HopperTuned(HopperTuning { lead, chunk_mib, ..HopperTuning::default() });
     let tunings = [(2, 0), (0, 64), (3, 0), (1, 0)].map(tuning);
     let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
     check(&of_every_backend(), &tunings, &[GradientFilter::Exact], &kernels);
