@@ -494,6 +494,22 @@ fn info_prints_version_backends_and_the_plan() {
     assert!(text(&cce(&["info"]).stdout).contains("llama3_8b"));
 }
 
+#[test]
+fn the_plan_for_a_gpu_that_is_not_there_follows_the_choice_of_kernels() {
+    let info = |kernels| cce(&["info", "--shape", "gemma2_2b", "--device", "h200", "--kernels", kernels]);
+    for (kernels, parts) in [
+        ("auto", ["hopper: clusters of 2, lead 2", "lce_forward_sm90_cluster_bf16"]),
+        ("hopper:cluster=off,lead=3", ["hopper: no clusters, lead 3", "lce_forward_sm90_bf16"]),
+        ("portable", ["tiles of 128 classes", "lce_forward_sm80_bf16"]),
+    ] {
+        let stdout = text(&info(kernels).stdout);
+        assert!(parts.iter().all(|part| stdout.contains(part)), "{kernels}: {stdout}");
+    }
+    let refused = info("hopper:lead=4");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("a lead is 0 to 3 steps"), "{}", text(&refused.stderr));
+}
+
 /// Each option has its text beside it or on the line below.
 #[test]
 fn help_documents_every_option() {
