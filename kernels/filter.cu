@@ -7,7 +7,7 @@
 // ---- lce_filter: a block a row block --------------------------------------------------------------------------------
 namespace {
 
-constexpr u32 FILTER_THREADS = 1024;       // of few blocks: many loads in flight
+constexpr u32 FILTER_THREADS = 1024;         // a block for each row block is few: each step of it waits for memory
 
 struct FilterSmem {
     float max[BLOCK_N], inverse_sum[BLOCK_N];

@@ -76,8 +76,9 @@ pub fn print_table(report: &ShapeReport) {
     if !report.state.is_empty() {
         println!("after the rounds: {}", report.state);
     }
+    let width = report.methods.iter().map(|method| method.name.len() + 1).max().unwrap_or(0).max(18);
     println!(
-        "{:<18}{:<10}{:>9}{:>9}{:>9}{:>12}{:>12}{:>13}{:>11}{:>10}",
+        "{:<width$}{:<10}{:>9}{:>9}{:>9}{:>12}{:>12}{:>13}{:>11}{:>10}",
         "method", "phase", "median/T", "min/T", "cpu/T", "median ms", "min ms", "tokens/s", "peak MiB", "kept/row"
     );
     for method in &report.methods {
@@ -88,7 +89,7 @@ pub fn print_table(report: &ShapeReport) {
                 false => (String::new(), String::new()),
             };
             println!(
-                "{:<18}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.3}{:>12.3}{:>13.0}{peak:>11}{kept:>10}",
+                "{:<width$}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.3}{:>12.3}{:>13.0}{peak:>11}{kept:>10}",
                 if phase == "forward" { &method.name } else { "" },
                 summary.median_ratio,
                 summary.min_ratio,
