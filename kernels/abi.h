@@ -13,7 +13,7 @@ using prim::u64;
 // ---- sizes that host and device agree on ------------------------------------------------------------------------------
 constexpr u32 BLOCK_N = 128;                 // rows of a row block: of a logits tile, and of a pool of candidates
 constexpr u32 BLOCK_V = 128;                 // classes of a logits tile
-constexpr u32 MAX_PARTIALS = 64;             // most (round, split) pairs of a forward
+constexpr u32 MAX_PARTIALS = 256;            // most (round, split) pairs of a forward
 constexpr u32 CLASS_BITS = 25;               // a candidate packs its class below its row in the block: V <= 2^25
 constexpr u32 NONE = 0xFFFFFFFFu;            // no row, no class
 constexpr u32 SUM_PARTS = 64;                // parts into which sums over all rows or classes are cut, whatever their number
@@ -63,7 +63,7 @@ struct LceHeader {
     f64 denominator;                         // of REDUCTION_MEAN: sum over rows of token weight x class weight; else 1
     f64 class_weight_sum;                    // sum over V, where label_smoothing > 0
     f64 kept_mass;                           // sum over rows of the softmax mass of kept entries, 1 for exact rows
-    u64 candidates;                          // ever put aside
+    u64 candidates;                          // put aside and not dropped between rounds
     u64 kept_entries;                        // that passed with the final log-sum-exp
     i64 bad_target;                          // value of the first target out of range
     u32 bad_target_token;                    // its token, NONE if all are in range

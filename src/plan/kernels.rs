@@ -50,8 +50,8 @@ macro_rules! kernels {
 kernels! {
     ROWS = "lce_rows" One 1024 8328;
     TARGET_LOGIT = "lce_target_logit" Types 256 0;
-    BOUND = "lce_bound" One 256 0;
-    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82448;
+    BOUND = "lce_bound" One 1024 1152;
+    FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82560;
     FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 215040;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;

@@ -4,12 +4,14 @@
 mod device;
 mod kernels;
 mod rounds;
+mod traffic;
 mod workspace;
 
 pub use device::DeviceInfo;
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
-use rounds::Workers;
+use rounds::{Capture, Workers};
+pub use traffic::{Entries, Traffic};
 pub use workspace::{Group, Region, Workspace};
 
 use crate::memory::Buffer;
@@ -22,7 +24,7 @@ pub const BLOCK_N: usize = 128;
 /// Classes of a tile of logits.
 pub const BLOCK_V: usize = 128;
 /// Most (round, split) pairs of a forward.
-pub const MAX_PARTIALS: usize = 64;
+pub const MAX_PARTIALS: usize = 256;
 /// A candidate packs its class below its row in the block.
 pub const MAX_VOCAB: usize = 1 << 25;
 /// Parts into which sums over all rows or classes are cut.
@@ -216,9 +218,11 @@ impl LaunchPlan {
                 (BLOCK_V, Workers::Splits { resident: resident.into() })
             }
         };
-        let rounds = rounds::plan(vocab, tile, row_blocks, workers, capture);
+        let room = room(tokens, vocab, options.filter.eps());
+        let is_scarce = (room as f32) < (1.0 / options.filter.eps()).min(vocab as f32);
+        let rounds = rounds::plan(vocab, tile, row_blocks, workers, capture.then_some(Capture { room, is_scarce }));
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
-        let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
+        let block_entries = if capture { block_entries(tokens, vocab, room) } else { 0 };
         let element = workload.dtype.size_in_bytes();
         let (panel, chunk_bytes) = match dense {
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
@@ -279,7 +283,7 @@ impl LaunchPlan {
         }
         for (index, round) in self.rounds.iter().enumerate() {
             if self.capture && index > 0 {
-                steps.launch_round(kernels::BOUND, rows(256), *round);
+                steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round);
             }
             if self.hopper {
                 let blocks = self.device.sm_count.min(self.row_blocks.saturating_mul(round.splits));
@@ -393,12 +397,15 @@ fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
     }
 }
 
-/// See [`LaunchPlan::block_entries`].
-fn block_entries(tokens: usize, vocab: usize, eps: f32) -> usize {
+/// Candidates that a row of a full block has room for.
+fn room(tokens: usize, vocab: usize, eps: f32) -> usize {
     // 2 / ε: twice what a row keeps in expectation on the flattest softmax. A tiny ε saturates.
     let most = ((2.0 / eps) as usize).max(LEAST_ROOM);
-    let room = (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most);
-    let room = room.min(vocab);
+    (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most).min(vocab)
+}
+
+/// See [`LaunchPlan::block_entries`].
+fn block_entries(tokens: usize, vocab: usize, room: usize) -> usize {
     // A block of few rows has the room of a full one, as far as there are classes to fill it.
     (BLOCK_N * (room + 1)).min(tokens.min(BLOCK_N) * (vocab + 1))
 }
