@@ -63,7 +63,7 @@ struct LceHeader {
     f64 denominator;                         // of REDUCTION_MEAN: sum over rows of token weight x class weight; else 1
     f64 class_weight_sum;                    // sum over V, where label_smoothing > 0
     f64 kept_mass;                           // sum over rows of the softmax mass of kept entries, 1 for exact rows
-    u64 candidates;                          // ever put aside
+    u64 candidates;                          // put aside and not dropped between rounds
     u64 kept_entries;                        // that passed with the final log-sum-exp
     i64 bad_target;                          // value of the first target out of range
     u32 bad_target_token;                    // its token, NONE if all are in range

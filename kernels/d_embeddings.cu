@@ -17,6 +17,12 @@ using prim::f16;
 using prim::Vec16;
 
 constexpr u32 THREADS = 128;
+// 72 registers, those of 7 blocks, spill up to 136 bytes from sm_100 on; f32 spills 24 with the 96 of 5 (ptxas 13.0).
+#if __CUDA_ARCH__ >= 1000
+template <class T> constexpr u32 BLOCKS_PER_SM = sizeof(T) == 4 ? 6 : 5;
+#else
+template <class T> constexpr u32 BLOCKS_PER_SM = 7;
+#endif
 constexpr u32 STAGED = THREADS;                  // entries whose gradients are computed at a time, one a thread
 template <class T> constexpr u32 PARTS = 8 / VECTOR<T>;              // vectors of a thread
 // Entries in flight: 8 vectors at once; unaligned rows come element by element, and need the registers.
@@ -120,6 +126,6 @@ template <class T> __device__ __forceinline__ void d_embeddings(const LceArgs& a
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_f32(const __grid_constant__ LceArgs a) { d_embeddings<float>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_f16(const __grid_constant__ LceArgs a) { d_embeddings<f16>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 7) lce_d_embeddings_bf16(const __grid_constant__ LceArgs a) { d_embeddings<bf16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM<float>) lce_d_embeddings_f32(const __grid_constant__ LceArgs a) { d_embeddings<float>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM<f16>) lce_d_embeddings_f16(const __grid_constant__ LceArgs a) { d_embeddings<f16>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM<bf16>) lce_d_embeddings_bf16(const __grid_constant__ LceArgs a) { d_embeddings<bf16>(a); }

@@ -29,7 +29,12 @@ using prim::Vec16;
 
 // ---- sizes and shared memory ----------------------------------------------------------------------------------------------
 constexpr u32 THREADS = 256;
-template <class T> constexpr u32 BLOCKS_PER_SM = sizeof(T) == 4 ? 1 : 2;    // f32 in two parts needs more than 128 registers
+// f32 in two parts needs more than 128 registers. Where a multiprocessor has 100 KiB of shared memory it holds one block anyway.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+template <class T> constexpr u32 BLOCKS_PER_SM = 1;
+#else
+template <class T> constexpr u32 BLOCKS_PER_SM = sizeof(T) == 4 ? 1 : 2;
+#endif
 constexpr u32 TILE = 128;                    // rows, classes or columns of D
 constexpr u32 SEGMENT_TILES = 4;             // tiles of G that a block computes in a row, the copies running on across them
 constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2

@@ -7,7 +7,10 @@ mod common;
 use common::compare::bits;
 use common::suite::{self, HostBackend};
 use common::{Expected, Logits, OwnedUpstream, Spec, Tensors};
-use cut_cross_entropy::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cut_cross_entropy::cuda::cudarc::driver::result;
+use cut_cross_entropy::cuda::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
+};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, DeviceSliceMut};
 use cut_cross_entropy::plan::{Group, Workload};
@@ -74,6 +77,16 @@ fn floats(buffer: &Option<DeviceBuffer>) -> Vec<f32> {
     slice.stream().clone_dtoh(slice).expect("readable")
 }
 
+/// Bit patterns of the elements of a gradient, whatever their type.
+fn element_bits(buffer: &HostBuffer) -> Vec<u32> {
+    match buffer {
+        HostBuffer::F32(v) => bits(v),
+        HostBuffer::F16(v) => v.iter().map(|x| x.to_bits().into()).collect(),
+        HostBuffer::BF16(v) => v.iter().map(|x| x.to_bits().into()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Bit patterns of everything that a forward and a backward return.
 fn all_bits(forward: &Forward<DeviceMemory>, gradients: &Gradients<DeviceMemory>) -> Vec<Vec<u32>> {
     let host = |slice: &CudaSlice<f32>| bits(&slice.stream().clone_dtoh(slice).expect("readable"));
@@ -111,19 +124,31 @@ fn device_tensors_give_what_the_oracle_says() {
 #[test]
 fn outputs_are_bitwise_equal_whatever_the_schedule() {
     let _device = device();
-    let cuda = Cuda::new(0).expect("an emulated device");
-    let uploaded = Uploaded::new(cuda.stream(), &tensors());
-    for filter in [options().filter, GradientFilter::Exact] {
+    let cuda = CudaStaged::new(0).expect("an emulated device");
+    let wide = |dtype, hidden| Spec { dtype, bias: true, ..Spec::new(140, hidden, 300) }.generate();
+    let inputs = [wide(DType::F32, 20), wide(DType::BF16, 64), wide(DType::F16, 37)];
+    let schedules = [
+        (emulator::Order::Forward, emulator::Async::Lazy, 1),
+        (emulator::Order::Forward, emulator::Async::Lazy, 1), // another run, the same schedule
+        (emulator::Order::Reverse, emulator::Async::Eager, 2),
+        (emulator::Order::Random, emulator::Async::Random, 3),
+    ];
+    let filters = [options().filter, GradientFilter::Exact];
+    for (tensors, filter) in inputs.iter().flat_map(|t| filters.map(|f| (t, f))) {
         let options = CceOptions { filter, label_smoothing: 0.1, ..options() };
-        let run = |seed| {
-            let order = if seed == 0 { emulator::Order::Forward } else { emulator::Order::Random };
-            emulator::configure(&emulator::Config { order, seed, check: false, workers: 2, ..Default::default() });
-            let forward = cce_forward(&cuda, &uploaded.inputs(), &options).expect("legal");
-            let gradients = cce_backward(&cuda, &uploaded.inputs(), &forward, &Upstream::default()).expect("its own");
-            all_bits(&forward, &gradients)
-        };
-        let first = run(0);
-        assert!((1..4).all(|seed| run(seed) == first), "{filter:?}");
+        let mut first = None;
+        for (seed, (order, async_, workers)) in schedules.into_iter().enumerate() {
+            let seed = seed as u64;
+            emulator::configure(&emulator::Config { order, async_, seed, check: false, workers, ..Default::default() });
+            let inputs = tensors.inputs();
+            let forward = cce_forward(&cuda, &inputs, &options).expect("legal");
+            let gradients = cce_backward(&cuda, &inputs, &forward, &Upstream::default()).expect("its own");
+            let mut found = vec![vec![forward.loss.to_bits()], bits(&forward.losses), bits(&forward.lse)];
+            for gradient in [gradients.d_embeddings, gradients.d_classifier, gradients.d_bias] {
+                found.push(element_bits(&gradient.expect("asked for")));
+            }
+            assert_eq!(first.get_or_insert_with(|| found.clone()), &found, "{filter:?}, {order:?}, {workers} workers");
+        }
     }
 }
 
@@ -162,6 +187,12 @@ fn a_target_out_of_range_poisons_its_row_alone_and_is_reported() {
             }
         }
     }
+    // No target is a class: the mean has no denominator, and is not the mean over nothing.
+    let mut none = Spec::new(3, 20, 300).generate();
+    none.targets.fill(300);
+    let none = Uploaded::new(cuda.stream(), &none);
+    let forward = cce_forward(&cuda, &none.inputs(), &CceOptions::default()).expect("not known yet");
+    assert!(forward.loss.read().expect("readable").is_nan());
     assert_eq!(emulator::take_reports(), Vec::<String>::new());
 }
 
@@ -210,6 +241,67 @@ fn device_memory_is_what_the_plan_says() {
     let gradients = cce_backward(&cuda, &inputs, &forward, &Upstream::default()).expect("its own");
     drop((forward, gradients));
     assert_eq!(used(), before);
+
+    // The most at any time of a pass: outputs, what is kept, and the scratch of the pass.
+    let device = cuda.stream().context().cu_device();
+    // SAFETY: the device of a live context.
+    let pool = unsafe { result::device::get_default_mem_pool(device) }.expect("the device's");
+    let high = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let most = |pass: &mut dyn FnMut()| {
+        let mut zero = 0_u64;
+        // SAFETY: the attribute is 64 bits, which these are.
+        unsafe { result::mem_pool::set_attribute(pool, high, (&raw mut zero).cast()) }.expect("resets");
+        pass();
+        let mut most = 0_u64;
+        // SAFETY: as above.
+        unsafe { result::mem_pool::get_attribute(pool, high, (&raw mut most).cast()) }.expect("readable");
+        most as usize - before
+    };
+    for filter in [options().filter, GradientFilter::Exact] {
+        let options = CceOptions { filter, ..options() };
+        let plan = cuda.plan(&Workload::new(&Problem::new(&inputs, &options).expect("legal"), true)).expect("fits");
+        let bytes = |group| plan.workspace.group_bytes(group);
+        let mut forward = None;
+        let of_forward = most(&mut || forward = Some(cce_forward(&cuda, &inputs, &options).expect("legal")));
+        let forward = forward.expect("it ran");
+        let of_backward = most(&mut || {
+            cce_backward(&cuda, &inputs, &forward, &Upstream::default()).expect("its own");
+        });
+        let gradients = 4 * (300 + 700) * 16;
+        let kept = outputs + bytes(Group::Saved);
+        for (found, planned) in
+            [(of_forward, kept + bytes(Group::Forward)), (of_backward, kept + bytes(Group::Backward) + gradients)]
+        {
+            assert!((planned..planned + 10 * 1024).contains(&found), "{filter:?}: {found} bytes, planned {planned}");
+        }
+    }
+}
+
+#[test]
+fn pools_drop_between_rounds_what_later_sums_rule_out() {
+    let _device = device();
+    // Every class has p = 1/6000, and a row room for 320 candidates. Rounds of 2, 4, 18 and 23 tiles put 256, 128, 192 and 61
+    // aside, of which 64 are right: without the pools being cut, all rows would be exact.
+    emulator::configure(&emulator::Config { multiprocessors: 1, ..emulator::Config::default() });
+    let cuda = Cuda::new(0).expect("an emulated device");
+    let tensors = Spec { logits: Logits::Flat, ..Spec::new(140, 16, 6000) }.generate();
+    let uploaded = Uploaded::new(cuda.stream(), &tensors);
+    for filter in [options().filter, GradientFilter::Unbiased { eps: 1.0 / 64.0, seed: 12345 }] {
+        let options = CceOptions { filter, ..options() };
+        let inputs = uploaded.inputs();
+        let plan = cuda.plan(&Workload::new(&Problem::new(&inputs, &options).expect("legal"), true)).expect("fits");
+        assert!(plan.rounds.len() > 2 && plan.block_entries == 128 * 321, "{plan}");
+        let forward = cce_forward(&cuda, &inputs, &options).expect("legal");
+        let gradients = cce_backward(&cuda, &inputs, &forward, &Upstream::default()).expect("its own");
+        let inputs = tensors.inputs();
+        let expected = Expected::new(&Problem::new(&inputs, &options).expect("legal"));
+        let exact = expected.gradients(&OwnedUpstream::loss(1.0).widen(tensors.spec.tokens), filter);
+        let telemetry = gradients.telemetry.read().expect("readable");
+        assert_eq!(telemetry.exact_rows, 0);
+        exact.check_telemetry(&telemetry).expect("telemetry");
+        let [e, c] = [&gradients.d_embeddings, &gradients.d_classifier].map(|g| HostBuffer::F32(floats(g)));
+        exact.check(tensors.spec.hidden, Some(&e), Some(&c), None).expect("gradients");
+    }
 }
 
 #[test]
@@ -327,8 +419,9 @@ fn row_blocks_that_overflow_are_exact_beside_others_that_are_sparse() {
     let _device = device();
     emulator::configure(&emulator::Config { check: false, ..Default::default() });
     let backend: &HostBackend = &CudaStaged::new(0).expect("an emulated device");
-    // The rows of the first block are flat: nearly every class is a candidate, more than there is room for.
-    let mut tensors = Spec { logits: Logits::Flat, ..Spec::new(150, 6, 4000) }.generate();
+    // The rows of the first block are flat. A row has room for 2048 candidates; rounds of 12, 35 and 47 tiles put 1536 and then
+    // some 3000 aside, whatever is dropped between the two.
+    let mut tensors = Spec { logits: Logits::Flat, ..Spec::new(150, 6, 12_000) }.generate();
     for i in 128..150 {
         let class = tensors.targets[i] as usize;
         let row: Vec<f32> = tensors.classifier.to_f32_vec()[class * 6..][..6].to_vec();

@@ -1,6 +1,7 @@
 // Memory: device allocations (pools are the same heap), copies, sets.
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 
 #include "driver.hpp"
@@ -8,11 +9,15 @@
 using namespace drv;
 
 // ---- allocation --------------------------------------------------------------------------------------------------------
+static std::atomic<size_t> most_used;                                               // since it was last reset
+
 static CUresult allocate(CUdeviceptr* p, size_t n) {
     if (!n) return CUDA_ERROR_INVALID_VALUE;
     if (CUresult e = sticky()) return e;
     if (emu::device_used() + n > device().memory) return CUDA_ERROR_OUT_OF_MEMORY;
     *p = (CUdeviceptr)emu::device_alloc(n);
+    const size_t used = emu::device_used();
+    for (size_t most = most_used; most < used && !most_used.compare_exchange_weak(most, used);) {}
     return *p ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 API cuMemAlloc_v2(CUdeviceptr* p, size_t n) { return capture_forbids() ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : allocate(p, n); }
@@ -57,9 +62,13 @@ API cuDeviceSetMemPool(CUdevice, void*) { return CUDA_SUCCESS; }
 API cuMemPoolCreate(void** p, const void*) { *p = &pool; return CUDA_SUCCESS; }
 API cuMemPoolDestroy(void*) { return CUDA_SUCCESS; }
 API cuMemPoolTrimTo(void*, size_t) { return CUDA_SUCCESS; }
-API cuMemPoolSetAttribute(void*, int, void*) { return CUDA_SUCCESS; }
+API cuMemPoolSetAttribute(void*, int attribute, void*) {
+    if (attribute == 6 || attribute == 8) most_used = emu::device_used();           // a new RESERVED_MEM_HIGH, USED_MEM_HIGH
+    return CUDA_SUCCESS;
+}
 API cuMemPoolGetAttribute(void*, int attribute, void* v) {
     if (attribute < 4) *(int*)v = 1;                                                // the reuse policies
+    else if (attribute == 6 || attribute == 8) *(uint64_t*)v = most_used;
     else *(uint64_t*)v = attribute == 4 ? 0 : emu::device_used();                   // RELEASE_THRESHOLD; sizes
     return CUDA_SUCCESS;
 }

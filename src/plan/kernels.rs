@@ -53,7 +53,7 @@ macro_rules! kernels {
 kernels! {
     ROWS = "lce_rows" One 1024 8328;
     TARGET_LOGIT = "lce_target_logit" Types 256 0;
-    BOUND = "lce_bound" One 256 0;
+    BOUND = "lce_bound" One 1024 1152;
     FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82560;
     FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 215040;
     FORWARD_HOPPER_CLUSTER = "lce_forward_sm90_cluster" HalfTypes 384 215040;

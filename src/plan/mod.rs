@@ -6,14 +6,16 @@ mod family;
 mod kernels;
 mod rounds;
 mod schedule;
+mod traffic;
 mod workspace;
 
 pub use device::DeviceInfo;
 pub use family::{HopperTuning, KernelFamily};
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
-use rounds::Workers;
+use rounds::{Capture, Workers};
 pub use schedule::{Item, Schedule};
+pub use traffic::{Entries, Traffic};
 pub use workspace::{Group, Region, Workspace};
 
 use crate::memory::Buffer;
@@ -205,18 +207,21 @@ impl LaunchPlan {
         };
         let row_bytes = hidden * workload.dtype.size_in_bytes();
         let sweep_blocks = schedule::sweep_blocks(device.l2_bytes, SWEEP_PERCENT, row_bytes) as u32;
+        let room = room(tokens, vocab, options.filter.eps());
+        let is_scarce = (room as f32) < (1.0 / options.filter.eps()).min(vocab as f32);
+        let candidates = capture.then_some(Capture { room, is_scarce });
         let (rounds, cluster) = match hopper {
-            true => hopper_rounds(workload, device, sweep_blocks, capture),
+            true => hopper_rounds(workload, device, sweep_blocks, candidates),
             false => {
                 // Two blocks a multiprocessor, by their launch bounds; f32 needs the registers of both.
                 let most = if workload.dtype == DType::F32 { 1 } else { 2 };
                 let resident = device.resident_blocks(kernels::FORWARD.shared as usize, most);
                 let workers = Workers::Splits { resident: resident.into() };
-                (rounds::plan(vocab, BLOCK_V, row_blocks, workers, capture).0, 1)
+                (rounds::plan(vocab, BLOCK_V, row_blocks, workers, candidates).0, 1)
             }
         };
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
-        let block_entries = if capture { block_entries(tokens, vocab, options.filter.eps()) } else { 0 };
+        let block_entries = if capture { block_entries(tokens, vocab, room) } else { 0 };
         let element = workload.dtype.size_in_bytes();
         let (panel, chunk_bytes) = match dense {
             true if hopper => (padded_rows(tokens), workload.kernels.tuning().chunk_mib as usize * MIB),
@@ -296,7 +301,7 @@ impl LaunchPlan {
         }
         for (index, round) in self.rounds.iter().enumerate() {
             if self.capture && index > 0 {
-                steps.launch_round(kernels::BOUND, rows(32), *round);
+                steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round);
             }
             if self.hopper {
                 let clusters = self.cluster > 1;
@@ -388,7 +393,12 @@ impl Steps {
 }
 
 /// Rounds of Hopper's forward, and the blocks of a cluster: what is asked for, else what takes less time.
-fn hopper_rounds(workload: &Workload, device: &DeviceInfo, sweep_blocks: u32, capture: bool) -> (Vec<Round>, u32) {
+fn hopper_rounds(
+    workload: &Workload,
+    device: &DeviceInfo,
+    sweep_blocks: u32,
+    capture: Option<Capture>,
+) -> (Vec<Round>, u32) {
     let Shape { tokens, vocab, .. } = workload.shape;
     let row_blocks = tokens.div_ceil(BLOCK_N);
     let rounds = |cluster| {
@@ -433,12 +443,15 @@ fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
     }
 }
 
-/// See [`LaunchPlan::block_entries`].
-fn block_entries(tokens: usize, vocab: usize, eps: f32) -> usize {
+/// Candidates that a row of a full block has room for.
+fn room(tokens: usize, vocab: usize, eps: f32) -> usize {
     // 2 / ε: twice what a row keeps in expectation on the flattest softmax. A tiny ε saturates.
     let most = ((2.0 / eps) as usize).max(LEAST_ROOM);
-    let room = (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most);
-    let room = room.min(vocab);
+    (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most).min(vocab)
+}
+
+/// See [`LaunchPlan::block_entries`].
+fn block_entries(tokens: usize, vocab: usize, room: usize) -> usize {
     // A block of few rows has the room of a full one, as far as there are classes to fill it.
     (BLOCK_N * (room + 1)).min(tokens.min(BLOCK_N) * (vocab + 1))
 }

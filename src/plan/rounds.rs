@@ -10,15 +10,17 @@
 //! ```
 //!
 //! Candidates are tested against a lower bound of the row's log-sum-exp. What earlier rounds have summed is such a bound,
-//! so rounds grow: the first is short, and the last, which is most of the vocabulary, is tested well.
+//! so rounds grow: the first knows nothing but the target's logit and is a few tiles, the last is half of the vocabulary.
+//! Between rounds pools drop what the new bound rules out. DESIGN.md, section 7, has the captured numbers of other choices.
 
 use super::{MAX_PARTIALS, Schedule};
 
-/// Where the rounds of a forward that captures end, in sixteenths of the vocabulary.
-const ROUND_ENDS: [usize; 3] = [1, 4, 16];
+/// All rounds but the first and the last end at this many times the classes of the one before.
+const GROWTH: usize = 4;
 
-/// More rounds are worth this much more time, by the model below.
-const WORTH: f64 = 1.05;
+/// More rounds are worth this much more time, by the model below: where rows have room for what the flattest softmax
+/// keeps, and where they have not. A row block that overflows takes three matmuls more.
+const WORTH: [f64; 2] = [1.05, 1.12];
 
 /// Partial results that a forward may have anyway. More are for filling the device once: each is read again, and kept in memory.
 const FEW_PARTIALS: usize = 64;
@@ -60,36 +62,62 @@ pub(super) enum Workers {
     Persistent(Schedule),
 }
 
+/// What candidates have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capture {
+    /// Room a row: a first round of no more classes cannot overflow.
+    pub room: usize,
+    /// It is less than the flattest softmax needs.
+    pub is_scarce: bool,
+}
+
 /// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks, with the time that they take, in tiles.
 ///
-/// With capture, the largest number of rounds that is not slower than fewer rounds by more than five percent.
-pub(super) fn plan(vocab: usize, tile: usize, row_blocks: usize, workers: Workers, capture: bool) -> (Vec<Round>, f64) {
+/// With capture, the largest number of rounds that is worth its time.
+pub(super) fn plan(
+    vocab: usize,
+    tile: usize,
+    row_blocks: usize,
+    workers: Workers,
+    capture: Option<Capture>,
+) -> (Vec<Round>, f64) {
     let tiles = vocab.div_ceil(tile);
     if tiles == 0 || row_blocks == 0 {
         return (Vec::new(), 0.0);
     }
-    let most = if capture { ROUND_ENDS.len() } else { 1 };
+    let ends = capture.map_or_else(|| vec![tiles], |capture| ends(tiles, capture.room / tile));
+    let worth = WORTH[usize::from(capture.is_some_and(|capture| capture.is_scarce))];
     let candidates: Vec<(Vec<Round>, f64)> =
-        (1..=most).map(|count| rounds(tiles, tile, count, row_blocks as u64, workers)).collect();
+        (0..ends.len()).rev().map(|first| rounds(&ends[first..], tile, row_blocks as u64, workers)).collect();
     let best = candidates.iter().map(|c| c.1).fold(f64::INFINITY, f64::min);
-    candidates.into_iter().rev().find(|c| c.1 <= WORTH * best).unwrap_or_default()
+    candidates.into_iter().rev().find(|c| c.1 <= worth * best).unwrap_or_default()
 }
 
-/// The last `count` of the rounds, and the time that they take, in tiles.
-fn rounds(tiles: usize, tile: usize, count: usize, row_blocks: u64, workers: Workers) -> (Vec<Round>, f64) {
-    let ends = &ROUND_ENDS[ROUND_ENDS.len() - count..];
-    let most = MAX_PARTIALS / count;
-    let (mut out, mut time, mut start, mut first_partial) = (Vec::new(), 0.0, 0, 0);
-    for sixteenths in ends {
-        let end = (tiles * sixteenths).div_ceil(16).max(start + 1).min(tiles);
-        let share = end - start;
-        if share == 0 {
-            continue; // fewer tiles than rounds
+/// Where the rounds end, in tiles: at `first` or fewer, or 2; then at [`GROWTH`] times as many; at half; and at all.
+fn ends(tiles: usize, first: usize) -> Vec<usize> {
+    let mut ends = vec![tiles];
+    let mut end = tiles.div_ceil(2);
+    while end < ends[0] {
+        ends.insert(0, end);
+        if end <= first.max(2) {
+            break;
         }
+        end = end.div_ceil(GROWTH);
+    }
+    ends
+}
+
+/// The rounds that end at these tiles, and the time that they take, in tiles.
+fn rounds(ends: &[usize], tile: usize, row_blocks: u64, workers: Workers) -> (Vec<Round>, f64) {
+    let (mut out, mut time, mut start, mut first_partial) = (Vec::new(), 0.0, 0, 0);
+    for (index, &end) in ends.iter().enumerate() {
+        let share = end - start;
+        // What short rounds do not use is left for long ones.
+        let most = (MAX_PARTIALS - first_partial) / (ends.len() - index);
         let (splits, of_round) = match workers {
             Workers::Splits { resident } => {
                 let once = resident.div_ceil(row_blocks) as usize;
-                waves(share, row_blocks, resident, most.min(once.max(FEW_PARTIALS / count)).min(share))
+                waves(share, row_blocks, resident, most.min(once.max(FEW_PARTIALS / ends.len())).min(share))
             }
             Workers::Persistent(schedule) => {
                 let splits = (schedule.useful_shares() as usize).min(most.min(share));

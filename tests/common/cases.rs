@@ -169,16 +169,27 @@ pub fn options() -> Vec<Case> {
     ]
 }
 
-/// 16-bit inputs: on a ragged shape, with row strides, and with everything on.
+/// 16-bit inputs: on a ragged shape, with row strides, with everything on, and with rows at multiples of 16 bytes, which
+/// have kernels of their own.
 pub fn dtypes() -> Vec<Case> {
     let mut cases = Vec::new();
     for (dtype, names) in [
-        (DType::F16, ["f16", "f16_strided", "f16_everything"]),
-        (DType::BF16, ["bf16", "bf16_strided", "bf16_everything"]),
+        (DType::F16, ["f16", "f16_strided", "f16_everything", "f16_aligned", "f16_aligned_ragged"]),
+        (DType::BF16, ["bf16", "bf16_strided", "bf16_everything", "bf16_aligned", "bf16_aligned_ragged"]),
     ] {
         let case = |name, why| Case::new(name, why, (133, 37, 387)).spec(|s| s.dtype = dtype);
         cases.push(case(names[0], "inputs widened exactly, gradients rounded once"));
         cases.push(case(names[1], "odd strides: rows are not aligned").spec(|s| s.padding = 5));
+        cases.push(
+            Case::new(names[3], "vectors, whole steps of a tile's columns", (133, 64, 387))
+                .spec(|s| (s.dtype, s.bias) = (dtype, true))
+                .every_upstream(),
+        );
+        cases.push(
+            Case::new(names[4], "vectors, rows with a distance, a last step of a quarter", (66, 72, 261))
+                .spec(|s| (s.dtype, s.padding) = (dtype, 8))
+                .options(|o| o.softcap = Some(6.0)),
+        );
         cases.push(
             case(names[2], "a 16-bit bias, softcap, and all upstream gradients")
                 .spec(|s| {

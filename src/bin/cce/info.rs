@@ -6,7 +6,7 @@ use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
-use cut_cross_entropy::plan::{DeviceInfo, KernelFamily, LaunchPlan, Workload};
+use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelFamily, LaunchPlan, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
 /// Version, backends, devices, named shapes, and the plan for one shape.
@@ -82,7 +82,9 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     };
     if let Some(device) = device {
         let workload = Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels };
-        println!("\nplan for {label}: {}", LaunchPlan::new(&workload, &device)?);
+        let plan = LaunchPlan::new(&workload, &device)?;
+        println!("\nplan for {label}: {plan}");
+        print_traffic(&plan);
     }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;
     let Shape { tokens, hidden, vocab } = shape;
@@ -92,6 +94,18 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         gib(2.0 * (tokens as f64 + vocab as f64) * hidden as f64 * dtype.size_in_bytes() as f64),
     );
     Ok(())
+}
+
+/// What the portable kernels read and multiply where each row keeps so many entries: as many as a trained model's.
+fn print_traffic(plan: &LaunchPlan) {
+    const KEPT: u64 = 200;
+    let rows = plan.workload.shape.tokens as u64;
+    let kept = rows * KEPT.min(plan.workload.shape.vocab as u64);
+    let exact_rows = if plan.dense { rows } else { 0 };
+    println!("  read from L2 and multiplied, with {KEPT} entries kept a row:");
+    for (entry_point, traffic) in plan.traffic(&Entries { rows, candidates: kept, kept, exact_rows }) {
+        println!("    {entry_point:<34} {:9.3} GB  {:>14} mma", traffic.read as f64 / 1e9, traffic.mma);
+    }
 }
 
 /// The GPU, or why there is none.

@@ -1,0 +1,132 @@
+//! What the kernels that do the work read and multiply, by formula. `tests/cuda_traffic.rs` holds the emulated GPU's counts
+//! to it; `cce info --device` prints it.
+
+use super::{BLOCK_N, BLOCK_V, LaunchPlan, kernels};
+use crate::{DType, Shape};
+use std::borrow::Cow;
+
+/// What the softmax decides: how many entries there are. Telemetry has these numbers after a backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entries {
+    /// Tokens that are not ignored.
+    pub rows: u64,
+    /// Entries that the forward put aside, the targets' not among them.
+    pub candidates: u64,
+    /// Entries that the filter kept, the targets' among them.
+    pub kept: u64,
+    /// Rows of the exact path.
+    pub exact_rows: u64,
+}
+
+/// What the launches of a kernel do in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Bytes that multiprocessors read of E, of C, of logit gradients and of lists of entries: from L2, or from memory where
+    /// it is not there. What is read once a row, such as its statistics, does not count.
+    pub read: u64,
+    /// Of these: by asynchronous copies into shared memory, where rows are aligned.
+    pub copied: u64,
+    /// Products of warps: m16n8k16 of 16 bits, or m16n8k8 of TF32.
+    pub mma: u64,
+}
+
+/// Bytes of a row in a stage of shared memory, and warps of a block, of all products.
+const STEP_BYTES: u64 = 64;
+const WARPS: u64 = 8;
+/// Side of the tiles of the exact path.
+const TILE: u64 = BLOCK_N as u64;
+
+impl LaunchPlan {
+    /// Entry points of the portable kernels with the work, and what they claim. Nothing of Hopper's forward.
+    pub fn traffic(&self, entries: &Entries) -> Vec<(Cow<'static, str>, Traffic)> {
+        let gradients = self.workload.options.gradients;
+        let bias = gradients.bias && self.workload.bias;
+        let columns = gradients.classifier || bias;
+        let any = gradients.embeddings || columns;
+        let Shape { hidden, .. } = self.workload.shape;
+        let row_bytes = (hidden * self.workload.dtype.size_in_bytes()) as u64;
+        let rows_of_kept = entries.kept * row_bytes;
+        let parts = hidden.div_ceil(1024) as u64;
+        let none = Traffic::default();
+        let claims = [
+            (kernels::FORWARD, !self.hopper, self.forward_traffic(entries.rows)),
+            (kernels::FILTER, self.capture, Traffic { read: 2 * 8 * entries.candidates, ..none }),
+            (
+                kernels::D_EMBEDDINGS,
+                self.capture && gradients.embeddings,
+                Traffic { read: rows_of_kept + 8 * parts * entries.kept, ..none },
+            ),
+            (kernels::D_CLASSIFIER, self.capture && columns, Traffic { read: rows_of_kept + 8 * entries.kept, ..none }),
+            (kernels::EXACT, any && entries.exact_rows > 0, self.exact_traffic(entries.exact_rows)),
+        ];
+        let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
+        claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
+    }
+
+    /// Every row block reads each tile of C, and for each its own rows of E: whole tiles, whose edges repeat other rows.
+    fn forward_traffic(&self, rows: u64) -> Traffic {
+        self.logits(rows.div_ceil(TILE), self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum())
+    }
+
+    fn logits(&self, row_tiles: u64, class_tiles: u64) -> Traffic {
+        let row_bytes = (self.workload.shape.hidden * self.workload.dtype.size_in_bytes()) as u64;
+        let steps = row_bytes.div_ceil(STEP_BYTES).max(2);
+        let tiles = row_tiles * class_tiles;
+        let read = tiles * 2 * TILE * row_bytes;
+        Traffic { read, copied: read, mma: tiles * steps * self.mma_per_step() }
+    }
+
+    /// Of a step of a tile of 128 by 128: by each warp two of k, four by four products; f32 takes three of TF32.
+    fn mma_per_step(&self) -> u64 {
+        WARPS * 32 * if self.workload.dtype == DType::F32 { 3 } else { 1 }
+    }
+
+    fn exact_traffic(&self, exact_rows: u64) -> Traffic {
+        let Shape { hidden, vocab, .. } = self.workload.shape;
+        let gradients = self.workload.options.gradients;
+        let (hidden, vocab, element) = (hidden as u64, vocab as u64, self.workload.dtype.size_in_bytes() as u64);
+        let bias = gradients.bias && self.workload.bias;
+        let panel = u64::from(self.exact_panel_rows);
+        let d_embeddings = gradients.embeddings && hidden > 0;
+        let columns = gradients.classifier && hidden > 0 || bias;
+        // All rows at once; or panels of them for dE, and then one pass over all for dC and dbias.
+        let together = !d_embeddings || exact_rows <= panel;
+        if exact_rows == 0 {
+            return Traffic::default();
+        }
+        let mut passes = Vec::new();
+        if together {
+            passes.push((exact_rows, d_embeddings, columns));
+        } else {
+            let full = (0..exact_rows / panel).map(|_| panel);
+            passes.extend(full.chain(Some(exact_rows % panel)).filter(|r| *r > 0).map(|r| (r, true, false)));
+            passes.extend(columns.then_some((exact_rows, false, true)));
+        }
+        let (class_tiles, column_tiles) = (vocab.div_ceil(BLOCK_V as u64), hidden.div_ceil(TILE));
+        let steps_of_tile = TILE * element / STEP_BYTES;
+        let mut total = Traffic::default();
+        for (rows, d_embeddings, columns) in passes {
+            let row_tiles = rows.div_ceil(TILE);
+            let of_logits = self.logits(row_tiles, class_tiles);
+            let cells = row_tiles * class_tiles * TILE * TILE * element; // of the logit gradients
+            let products = row_tiles * class_tiles * column_tiles * steps_of_tile * self.mma_per_step();
+            total.copied += of_logits.copied;
+            total.mma += of_logits.mma;
+            if d_embeddings {
+                let most_tiles = self.exact_gradients_elements as u64 / (row_tiles * TILE * TILE);
+                let chunks = class_tiles.div_ceil(most_tiles.max(1));
+                total.read += (chunks - 1) * rows * hidden * 4; // sums over the chunks before
+                total.copied += column_tiles * cells + row_tiles * vocab * hidden * element;
+                total.mma += products;
+            }
+            if columns && gradients.classifier && hidden > 0 {
+                total.copied += column_tiles * cells + class_tiles * rows * hidden * element;
+                total.mma += products;
+            }
+            if columns && bias {
+                total.read += class_tiles * rows * TILE * element;
+            }
+        }
+        Traffic { read: total.read + total.copied, ..total }
+    }
+}
