@@ -144,6 +144,7 @@ fn gradients_are_linear_in_the_upstream() {
         };
         let both = OwnedUpstream {
             loss: a.loss + 2.0 * b.loss,
+            loss_scale: a.loss_scale, // that of b, too
             losses: sum(&a.losses, &b.losses),
             nll: sum(&a.nll, &b.nll),
             lse: sum(&a.lse, &b.lse),

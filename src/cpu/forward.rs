@@ -219,7 +219,7 @@ impl TileScan<'_> {
     ) {
         let (first_class, columns) = (self.first_class, self.columns);
         let mut exps = [0.0_f32; VOCAB_TILE];
-        const { assert!(VOCAB_TILE % 64 == 0, "offsets of a tile's start and of a place in it add up") };
+        const { assert!(VOCAB_TILE.is_multiple_of(64), "offsets of a tile's start and of a place in it add up") };
         let mut offsets = [0_u32; VOCAB_TILE];
         for (k, offset) in offsets.iter_mut().enumerate() {
             *offset = class_offset(k as u32);
