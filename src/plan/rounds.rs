@@ -113,11 +113,12 @@ fn rounds(ends: &[usize], tile: usize, row_blocks: u64, workers: Workers) -> (Ve
     for (index, &end) in ends.iter().enumerate() {
         let share = end - start;
         // What short rounds do not use is left for long ones.
-        let most = (MAX_PARTIALS - first_partial) / (ends.len() - index);
+        let of_rest = |partials: usize| partials.saturating_sub(first_partial) / (ends.len() - index);
+        let most = of_rest(MAX_PARTIALS);
         let (splits, of_round) = match workers {
             Workers::Splits { resident } => {
                 let once = resident.div_ceil(row_blocks) as usize;
-                waves(share, row_blocks, resident, most.min(once.max(FEW_PARTIALS / ends.len())).min(share))
+                waves(share, row_blocks, resident, most.min(once.max(of_rest(FEW_PARTIALS))).min(share))
             }
             Workers::Persistent(schedule) => {
                 let splits = (schedule.useful_shares() as usize).min(most.min(share));
