@@ -269,7 +269,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
     ) const {
         // First only whether any of a few classes passes, which is a predicate, not a mask.
         const Test test(threshold, a.problem.filter == FILTER_UNBIASED);
-        const u32 walk = state.start[row(r)] + filter::class_offset(first_class);
+        const u32 walk = state.start[row(r)] + filter::class_offset(prim::opaque(first_class));
         bool any[CHUNK / GROUP], any_of_all = false;
 #pragma unroll
         for (u32 g = 0; g < CHUNK / GROUP; ++g) {
@@ -288,7 +288,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
 #pragma unroll
             for (u32 k = g * GROUP; k < g * GROUP + GROUP; ++k) {
                 const bool hit = test.passes(e[k], same_walk + filter::class_offset(column(begin + k)));
-                hits |= u32(hit && first_class + column(begin + k) < a.problem.vocab) << k;
+                hits |= u32(hit && prim::opaque(first_class) + column(begin + k) < a.problem.vocab) << k;    // nor sums of the class
             }
         }
         float logit[CHUNK];
