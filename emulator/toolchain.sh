@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the pinned CUDA compiler from PyPI into target/cuda-toolchain, once, and prints the folder with bin/nvcc. NVIDIA's licence
-# makes it a tool: nothing of it is copied into this repository. About 350 MB; needs python3 with venv.
+# makes it a tool: nothing of it is copied into this repository. About 350 MB; needs python3 with venv or pip.
 set -e
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${CARGO_TARGET_DIR:-$here/target}/cuda-toolchain
@@ -9,9 +9,14 @@ pins='nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nv
 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86'
 if [ "$(cat "$folder/pins" 2>/dev/null)" != "$pins" ]; then
     rm -rf "$folder"
-    python3 -m venv "$folder" >&2
+    # Debian's python3 comes without venv, or without pip, or without both.
     # shellcheck disable=SC2086
-    "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps $pins >&2
+    if python3 -m venv "$folder" >&2; then
+        "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps $pins >&2
+    else
+        rm -rf "$folder"
+        python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder/lib" $pins >&2
+    fi
     printf '%s' "$pins" >"$folder/pins"
 fi
 nvcc=$(find "$folder/lib" -path '*/bin/nvcc' | head -n 1)
