@@ -5,7 +5,7 @@
 use super::candidates::RowStatistics;
 use super::coefficients::RowCoefficients;
 use super::columns::{Columns, GroupedEntries};
-use super::forward::{LogitMap, classifier_view};
+use super::forward::LogitMap;
 use super::matmul::{MIN_ROWS, View, matmul};
 use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
@@ -72,11 +72,16 @@ pub(crate) fn run<T: Element>(
     let stride = chunk.min(vocab) + plan::EXACT_PADDING;
     let mut gradients = vec![0.0_f32; rows * stride]; // [rows, chunk], padded
     let mut wide = vec![0.0_f32; if T::DTYPE == DType::F32 { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
+    let mut dense_of: Vec<Vec<f32>> = Vec::new(); // [share of a chunk, D] each
 
     for first in (0..vocab).step_by(chunk) {
         let classes = first..(first + chunk).min(vocab);
         let width = classes.len();
-        let view = classifier_view(classifier, first, width, &mut wide);
+        widen(classifier, first, width, &mut wide);
+        let view = match T::as_f32(&classifier.data[(first * classifier.row_stride).min(classifier.data.len())..]) {
+            Some(data) => View::new(data, width, hidden, classifier.row_stride),
+            None => View::new(&wide, width, hidden, hidden),
+        };
         let ranges: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
         let tiles = split_rows(&mut gradients, &ranges, stride);
         let d_embeddings = split_rows(&mut exact.d_embeddings, &ranges, hidden);
@@ -123,11 +128,12 @@ pub(crate) fn run<T: Element>(
             (share, own)
         };
         let work: Vec<(Range<usize>, Vec<ColumnSinks<'_>>)> = shares.into_iter().map(with_sinks).collect();
-        work.into_par_iter().for_each(|(in_chunk, sinks)| {
+        dense_of.resize_with(work.len().max(dense_of.len()), Vec::new);
+        work.into_par_iter().zip(&mut dense_of).for_each(|((in_chunk, sinks), dense)| {
             let own = View::new(&gradients[in_chunk.start..], rows, in_chunk.len(), stride);
-            let mut dense = vec![0.0_f32; if no_classifier { 0 } else { in_chunk.len() * hidden }];
+            dense.resize(if no_classifier { 0 } else { in_chunk.len() * hidden }, 0.0);
             if !no_classifier {
-                matmul(&mut dense, hidden, false, own.transposed(), embeddings);
+                matmul(dense, hidden, false, own.transposed(), embeddings);
             }
             if map.scale() != 1.0 {
                 dense.iter_mut().for_each(|g| *g *= map.scale());
@@ -144,6 +150,21 @@ pub(crate) fn run<T: Element>(
     }
     if map.scale() != 1.0 {
         exact.d_embeddings.iter_mut().for_each(|g| *g *= map.scale());
+    }
+}
+
+/// Rows of a 16-bit classifier to f32, by all threads; `wide` is empty for f32.
+fn widen<T: Element>(classifier: TypedMatrix<'_, T>, first: usize, rows: usize, wide: &mut [f32]) {
+    let share = rows.div_ceil(rayon::current_num_threads());
+    let part = |(index, to): (usize, &mut [f32])| {
+        let begin = first + index * share;
+        vectorized(
+            #[inline(always)]
+            || classifier.widen_rows(begin..(begin + share).min(first + rows), to),
+        );
+    };
+    if !wide.is_empty() {
+        wide[..rows * classifier.columns].par_chunks_mut(share * classifier.columns).enumerate().for_each(part);
     }
 }
 

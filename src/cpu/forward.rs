@@ -152,7 +152,7 @@ fn stream_block<T: Element>(
 }
 
 /// Rows `first..first + rows` of the classifier as `f32`: themselves, or widened into `scratch`.
-pub(crate) fn classifier_view<'a, T: Element>(
+fn classifier_view<'a, T: Element>(
     classifier: TypedMatrix<'a, T>,
     first: usize,
     rows: usize,
