@@ -55,8 +55,8 @@ def cargo():
 class Workshop:
     """A copy of the kernels, the objects that differ, and a driver made of them."""
 
-    def __init__(self, folder, library, objects):
-        self.folder, self.library, self.objects = folder, library, objects
+    def __init__(self, folder, driver, objects):
+        self.folder, self.driver, self.objects = folder, driver, objects
         shutil.copytree(ROOT / "kernels", folder / "kernels")
         shutil.copytree(HERE / "kernels", folder / "emulator/kernels")
 
@@ -87,7 +87,7 @@ class Workshop:
             changed[object_.name] = arguments[-1]
         library = self.folder / "lib"
         library.mkdir()
-        for file in self.library.iterdir():
+        for file in self.driver.iterdir():
             if file.name != "libcuda.so.1":
                 shutil.copy(file, library)
         objects = [changed.get(o.name, o) for o in self.objects.glob("*.o") if o.name != "driver-nvrtc.o"]

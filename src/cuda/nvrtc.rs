@@ -109,9 +109,7 @@ type Handle = *mut c_void;
 type Text = *const c_char;
 
 /// NVRTC, opened by hand: cudarc's own loader panics where it does not find it, and does not look beyond bare names.
-struct Nvrtc {
-    library: Library,
-}
+struct Nvrtc(Library);
 
 impl Nvrtc {
     fn get() -> Result<&'static Nvrtc> {
@@ -127,7 +125,7 @@ impl Nvrtc {
         };
         for name in names {
             if let Ok(library) = open(Path::new(name)) {
-                return Ok(Nvrtc { library });
+                return Ok(Nvrtc(library));
             }
         }
         for folder in library_folders() {
@@ -144,7 +142,7 @@ impl Nvrtc {
                     }
                 }
                 if let Ok(library) = open(&path) {
-                    return Ok(Nvrtc { library });
+                    return Ok(Nvrtc(library));
                 }
             }
         }
@@ -158,7 +156,7 @@ impl Nvrtc {
 
     fn symbol<T>(&self, name: &'static str) -> Result<Symbol<'_, T>> {
         // SAFETY: each caller asks for the type that NVRTC's header declares for `name`.
-        unsafe { self.library.get(name.as_bytes()) }
+        unsafe { self.0.get(name.as_bytes()) }
             .map_err(|_| failed(name, "this libnvrtc is too old to have it".into()))
     }
 
