@@ -201,7 +201,7 @@ fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {
             let busy = plan.utilisation();
             println!("{tokens:>6} {} {} {:.1} %", plan.cluster, plan.rounds.len(), 100.0 * busy);
             // The price of rounds that grow: few tiles divide badly.
-            let least = if tokens >= 1024 && vocab > 100_000 { 0.93 } else { 0.87 };
+            let least = if tokens >= 1024 && vocab > 100_000 { 0.93 } else { 0.89 };
             assert!(busy <= 1.0 && busy >= least, "{busy} at {plan}");
         }
     }

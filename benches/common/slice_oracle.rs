@@ -23,6 +23,8 @@ pub struct Outcome<'a> {
     pub filter: GradientFilter,
     /// Rows that a sparse filter left to the exact path, in which case each row may be either.
     pub exact_rows: u64,
+    /// A baseline's softmax: the exponentials of a row are added up one after the other in f32.
+    pub sums_plainly: bool,
 }
 
 /// Largest errors found, relative to the tolerance: all at most 1, or [`SliceOracle::check`] failed.
@@ -85,7 +87,10 @@ impl<'a> SliceOracle<'a> {
             within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), lse - z[target], 1e-4)?;
             let Some([d_embeddings, _]) = outcome.gradients else { continue };
             let mut compare = |filter| {
-                let entries = z.iter().enumerate().map(|(v, &z)| (v, self.entry(filter, (*i, v), z, (z - lse).exp())));
+                let entries = z
+                    .iter()
+                    .enumerate()
+                    .map(|(v, &z)| (v, self.entry(filter, outcome.sums_plainly, (*i, v), z, (z - lse).exp())));
                 let expected = combine(workload.wide_classifier(), shape.hidden, entries).rounded_to(dtype);
                 let ours = row_of(d_embeddings, *i, shape.hidden);
                 expected.compare(&mut worst.d_embeddings, &format!("d_embeddings[{i}]"), &ours, gradient_tolerance)
@@ -99,7 +104,7 @@ impl<'a> SliceOracle<'a> {
         let Some([_, d_classifier]) = outcome.gradients.filter(|_| !mixed) else { return Ok(worst) };
         for (v, z) in &self.classes {
             let entry = |(i, &z): (usize, &f64)| {
-                (i, self.entry(outcome.filter, (i, *v), z, (z - workload.survey.lse[i]).exp()))
+                (i, self.entry(outcome.filter, outcome.sums_plainly, (i, *v), z, (z - workload.survey.lse[i]).exp()))
             };
             let entries = z.iter().enumerate().map(entry);
             let expected = combine(workload.wide_embeddings(), shape.hidden, entries).rounded_to(dtype);
@@ -110,7 +115,14 @@ impl<'a> SliceOracle<'a> {
     }
 
     /// The loss's derivative by one product as the filter leaves it, and by how much it may differ if it lies on the threshold.
-    fn entry(&self, filter: GradientFilter, (token, class): (usize, usize), z: f64, p: f64) -> (f64, f64) {
+    fn entry(
+        &self,
+        filter: GradientFilter,
+        sums_plainly: bool,
+        (token, class): (usize, usize),
+        z: f64,
+        p: f64,
+    ) -> (f64, f64) {
         let weight = self.workload.capped_derivative(z) / self.workload.shape.tokens as f64;
         let is_target = self.workload.targets[token] as usize == class;
         let eps = f64::from(filter.eps());
@@ -125,11 +137,11 @@ impl<'a> SliceOracle<'a> {
         };
         let borderline = threshold > 0.0 && (p - threshold).abs() <= BORDERLINE * threshold;
         let slack = match () {
-            // p is rounded in f32 before 1 is taken off: absolute, however small p - 1 is. Exponential and quotient, the logit (an
-            // absolute error of z is a relative one of p), and a plain sum of V terms that loses what is below half a unit of 1.
+            // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off: absolute, however small p - 1 is. A plain
+            // sum of V terms also loses what is below half a unit of 1, and its logits' roundings do not cancel.
             () if is_target => {
-                let roundings = 16.0 + 4.0 * z.abs() + (self.workload.shape.vocab as f64).sqrt();
-                p * roundings * f64::from(f32::EPSILON) / 2.0
+                let plain = 4.0 * z.abs() + (self.workload.shape.vocab as f64).sqrt();
+                p * (16.0 + if sums_plainly { plain } else { 0.0 }) * f64::from(f32::EPSILON) / 2.0
             }
             () if borderline => p.max(eps),
             () => 0.0,

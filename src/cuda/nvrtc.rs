@@ -156,8 +156,7 @@ impl Nvrtc {
 
     fn symbol<T>(&self, name: &'static str) -> Result<Symbol<'_, T>> {
         // SAFETY: each caller asks for the type that NVRTC's header declares for `name`.
-        unsafe { self.0.get(name.as_bytes()) }
-            .map_err(|_| failed(name, "this libnvrtc is too old to have it".into()))
+        unsafe { self.0.get(name.as_bytes()) }.map_err(|_| failed(name, "this libnvrtc is too old to have it".into()))
     }
 
     fn version(&self) -> Result<(c_int, c_int)> {

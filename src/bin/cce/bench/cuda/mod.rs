@@ -372,6 +372,7 @@ impl Runner for CudaRunner<'_> {
             gradients,
             filter: method.filter(),
             exact_rows: self.last.exact_rows,
+            sums_plainly: method == Method::Baseline,
         })
     }
 
