@@ -1,8 +1,8 @@
 //! Plans of the CUDA backend, for GPUs that need not be there: what is cut is covered once, and every byte has its formula.
 
 use cut_cross_entropy::plan::{
-    BLOCK_N, BLOCK_V, DeviceInfo, Group, HopperTuning, KERNELS, KernelFamily, Launch, LaunchPlan, MAX_PARTIALS,
-    MAX_VOCAB, Step, Workload,
+    BLOCK_N, BLOCK_V, DeviceInfo, Entries, Group, HopperTuning, KERNELS, KernelFamily, Launch, LaunchPlan,
+    MAX_PARTIALS, MAX_VOCAB, Step, Workload,
 };
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
@@ -484,6 +484,19 @@ fn the_exact_path_is_hoppers_where_every_row_takes_it() {
     assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
     assert_eq!(exact(&dense, KernelFamily::Portable).0, "lce_exact_bf16");
     assert_eq!(exact(&sparse, KernelFamily::Auto).0, "lce_exact_bf16"); // for rows that overflow
+}
+
+#[test]
+fn what_claims_traffic_is_launched() {
+    let entries = Entries { rows: 100, candidates: 900, kept: 700, exact_rows: 50 };
+    let exact = CceOptions { filter: GradientFilter::Exact, ..CceOptions::default() };
+    let dense = Workload { options: exact, ..workload(8192, 256_000, 2304) };
+    let dense = LaunchPlan::new(&dense, &DeviceInfo::H200).expect("fits");
+    for plan in plans().into_iter().chain([dense]) {
+        for (entry_point, _) in plan.traffic(&entries) {
+            assert!(launches(&plan).any(|launch| launch.entry_point == entry_point), "{entry_point} in {plan}");
+        }
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ const WARPS: u64 = 8;
 const TILE: u64 = BLOCK_N as u64;
 
 impl LaunchPlan {
-    /// Entry points of the portable kernels with the work, and what they claim. Nothing of Hopper's forward.
+    /// Entry points of the portable kernels with the work, and what they claim. Nothing of Hopper's kernels.
     pub fn traffic(&self, entries: &Entries) -> Vec<(Cow<'static, str>, Traffic)> {
         let gradients = self.workload.options.gradients;
         let bias = gradients.bias && self.workload.bias;
@@ -57,7 +57,11 @@ impl LaunchPlan {
                 Traffic { read: rows_of_kept + 8 * parts * entries.kept, ..none },
             ),
             (kernels::D_CLASSIFIER, self.capture && columns, Traffic { read: rows_of_kept + 8 * entries.kept, ..none }),
-            (kernels::EXACT, any && entries.exact_rows > 0, self.exact_traffic(entries.exact_rows)),
+            (
+                kernels::EXACT,
+                any && entries.exact_rows > 0 && !(self.hopper && self.dense),
+                self.exact_traffic(entries.exact_rows),
+            ),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
@@ -115,7 +119,7 @@ impl LaunchPlan {
             if d_embeddings {
                 let most_tiles = self.exact_gradients_elements as u64 / (row_tiles * TILE * TILE);
                 let chunks = class_tiles.div_ceil(most_tiles.max(1));
-                total.read += (chunks - 1) * rows * hidden * 4; // sums over the chunks before
+                total.read += chunks.saturating_sub(1) * rows * hidden * 4; // sums over the chunks before
                 total.copied += column_tiles * cells + row_tiles * vocab * hidden * element;
                 total.mma += products;
             }
