@@ -43,7 +43,8 @@ impl LaunchPlan {
         let bias = gradients.bias && self.workload.bias;
         let columns = gradients.classifier || bias;
         let any = gradients.embeddings || columns;
-        let Shape { hidden, .. } = self.workload.shape;
+        let Shape { tokens, hidden, .. } = self.workload.shape;
+        let exact_rows = entries.exact_rows.min(tokens as u64);
         let row_bytes = (hidden * self.workload.dtype.size_in_bytes()) as u64;
         let rows_of_kept = entries.kept * row_bytes;
         let parts = hidden.div_ceil(1024) as u64;
@@ -53,15 +54,11 @@ impl LaunchPlan {
             (kernels::FILTER, self.capture, Traffic { read: 2 * 8 * entries.candidates, ..none }),
             (
                 kernels::D_EMBEDDINGS,
-                self.capture && gradients.embeddings,
+                self.capture && gradients.embeddings && hidden > 0,
                 Traffic { read: rows_of_kept + 8 * parts * entries.kept, ..none },
             ),
             (kernels::D_CLASSIFIER, self.capture && columns, Traffic { read: rows_of_kept + 8 * entries.kept, ..none }),
-            (
-                kernels::EXACT,
-                any && entries.exact_rows > 0 && !(self.hopper && self.dense),
-                self.exact_traffic(entries.exact_rows),
-            ),
+            (kernels::EXACT, any && exact_rows > 0 && !(self.hopper && self.dense), self.exact_traffic(exact_rows)),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
