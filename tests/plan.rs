@@ -495,7 +495,7 @@ fn what_claims_traffic_is_launched() {
     let shape = |plan: &LaunchPlan| plan.workload.shape;
     // Without tokens or classes there are no such entries.
     let some = |plan: &LaunchPlan| shape(plan).tokens > 0 && shape(plan).vocab > 0;
-    for plan in plans().into_iter().chain([dense]).filter(some) {
+    for plan in plans().chain([dense]).filter(some) {
         for (entry_point, _) in plan.traffic(&entries) {
             assert!(launches(&plan).any(|launch| launch.entry_point == entry_point), "{entry_point} in {plan}");
         }
