@@ -69,14 +69,14 @@ struct LceHeader {
     u32 bad_target_token;                    // its token, NONE if all are in range
     u32 num_rows;
     u32 exact_rows;                          // rows without a list of entries: they take the exact path
-    u32 padding;
+    u32 raised_rows;                         // rows whose eps is not the filter's, for want of room
 };
 
 // p = exp(z - max) * inverse_sum; ln p = (z - max) - log_sum
 struct LceRowStatistics {
     float max, inverse_sum, log_sum, lse, entropy, target_logit;
     u32 argmax;
-    float kept_mass;                         // softmax mass of the row's kept entries
+    float eps;                               // that the row's list is kept with: the filter's, or a raised one
 };
 
 struct LceEntry { u32 index; float value; };
@@ -98,13 +98,25 @@ struct LceSaved {
 // exp(z - max)(z - max), smooth = sum of w_v (z_v - anchor), anchor = the row's seed logit where finite, else 0.
 struct LcePartial { float max, sum, weighted, smooth; };
 
+// The candidates of a row block. One that overflowed in a round has done the round again, with a larger eps.
+struct LcePool {
+    u32 count;                               // candidates in it, and those pushed beyond block_entries
+    u32 before;                              // in it before the present round; NONE: some have been lost
+    u32 redone;                              // 1 + the last round that was done again; 0: none
+};
+
 struct LceForwardScratch {
     float* seed_logit;                       // [N] target's logit by a dot product of its own
-    float* bound;                            // [N] a lower bound of the row's final log-sum-exp (natural log)
+    // [N] A lower bound of the row's final log-sum-exp (natural log), or, for want of room, more than that: an entry is kept where
+    // exp(z) >= eps u max(exp(lse), exp(bound)).
+    float* bound;
     LcePartial* partial;                     // [partials, N]
     u32* partial_argmax;                     // [partials, N] first class that reached the share's max
-    u32* pool_count;                         // [row_blocks] candidates in the pool, and those pushed beyond block_entries
+    LcePool* pools;                          // [row_blocks]
     LceEntry* pool;                          // [row_blocks, block_entries] (row in block << CLASS_BITS | class, logit)
+    u32* redo_count;                         // [rounds] row blocks that do this round again
+    u32* redo_block;                         // [row_blocks] which, in any order
+    float* kept_mass;                        // [N] softmax mass of the row's kept entries
 };
 
 // ---- backward ---------------------------------------------------------------------------------------------------------
@@ -159,4 +171,8 @@ struct LceArgs {
     u32 first_partial;                       // of this round: split s of it writes partial first_partial + s
     u32 splits;                              // of this round
     u32 first_tile, num_tiles;               // tiles of BLOCK_V classes that this round covers, shared by its splits
+    u32 previous_tile;                       // where the round before this one began
+    u32 round;                               // which one this is
+    u32 redo;                                // 1: for the blocks alone whose pools overflowed in this round
+    u32 padding;
 };

@@ -61,7 +61,6 @@ __device__ __forceinline__ void sum_row(const LceArgs& a, u32 row, const LceCoef
     Smem& smem = prim::shared_memory<Smem>();
     const LceProblem& p = a.problem;
     const T* classifier = static_cast<const T*>(p.classifier);
-    const LceRowStatistics statistics = a.saved.statistics[row];
     const u32 target = a.saved.row_class[row], token = a.saved.row_token[row];
     const u32 column = begin + threadIdx.x * VECTOR<T>;
     const u64 list = u64(row / BLOCK_N) * a.block_entries + (count == 0 ? 0 : a.saved.entry_begin[row]);
@@ -72,6 +71,7 @@ __device__ __forceinline__ void sum_row(const LceArgs& a, u32 row, const LceCoef
         const u32 staged = count - base < STAGED ? count - base : STAGED;
         if (base != 0) __syncthreads();          // the entries before have been used
         if (threadIdx.x < staged) {
+            const LceRowStatistics statistics = a.saved.statistics[row];     // here: not in registers while the rows are summed
             const LceEntry entry = a.saved.entries[list + base + threadIdx.x];
             smem.row[threadIdx.x] = i64(entry.index) * p.classifier_stride;
             smem.gradient[threadIdx.x] = gradient::of_entry(p, statistics, c, entry.value, entry.index == target) * p.logit_scale;

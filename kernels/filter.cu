@@ -10,7 +10,7 @@ namespace {
 constexpr u32 FILTER_THREADS = 1024;         // a block for each row block is few: each step of it waits for memory
 
 struct FilterSmem {
-    float max[BLOCK_N], inverse_sum[BLOCK_N];
+    float max[BLOCK_N], inverse_sum[BLOCK_N], eps[BLOCK_N];
     u32 start[BLOCK_N];                      // of the row's walk of random numbers
     u32 target[BLOCK_N];                     // NONE: the row keeps nothing
     u32 count[BLOCK_N], next[BLOCK_N];       // entries of a row; where its next one goes
@@ -23,7 +23,7 @@ constexpr u32 CLASS_MASK = (1u << CLASS_BITS) - 1;
 __device__ __forceinline__ bool keeps(const LceArgs& a, const FilterSmem& smem, LceEntry candidate) {
     const u32 row = candidate.index >> CLASS_BITS, v = candidate.index & CLASS_MASK;
     if (smem.target[row] == NONE || smem.target[row] == v) return false;
-    return softmax::probability(smem.max[row], smem.inverse_sum[row], candidate.value) >= filter::least(a.problem, smem.start[row], v);
+    return softmax::probability(smem.max[row], smem.inverse_sum[row], candidate.value) >= filter::least(a.problem, smem.eps[row], smem.start[row], v);
 }
 
 }  // namespace
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS) lce_filter(const __
     const u32 first_row = blockIdx.x * BLOCK_N, num_rows = a.saved.header->num_rows, t = threadIdx.x;
     if (first_row >= num_rows) return;
     const u32 rows = num_rows - first_row < BLOCK_N ? num_rows - first_row : BLOCK_N;
-    const u32 captured = a.forward.pool_count[blockIdx.x];
+    const u32 captured = a.forward.pools[blockIdx.x].count;
     const bool overflowed = captured > a.block_entries;
     const LceEntry* pool = a.forward.pool + u64(blockIdx.x) * a.block_entries;
     LceEntry* entries = a.saved.entries + u64(blockIdx.x) * a.block_entries;
@@ -44,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS) lce_filter(const __
         const LceRowStatistics& s = a.saved.statistics[first_row + t];
         smem.max[t] = s.max;
         smem.inverse_sum[t] = s.inverse_sum;
+        smem.eps[t] = s.eps;
         smem.target[t] = a.saved.row_class[first_row + t];
         smem.start[t] = filter::row_start(a.problem.seed, a.saved.row_token[first_row + t]);
         poisoned = smem.target[t] == NONE;
@@ -117,7 +118,7 @@ __device__ __forceinline__ void order_in_warp(const LceArgs& a, u32 row, LceEntr
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) mass += prim::shfl_xor(mass, lanes);
     prim::syncwarp();                        // all have read the statistics
-    if (lane == 0) a.saved.statistics[row].kept_mass = mass;
+    if (lane == 0) a.forward.kept_mass[row] = mass;
 }
 
 __device__ __forceinline__ void order_in_block(const LceArgs& a, OrderSmem& smem, u32 row, LceEntry* list, LceEntry* ordered, u32 count) {
@@ -160,7 +161,7 @@ __device__ __forceinline__ void order_in_block(const LceArgs& a, OrderSmem& smem
         if (t < half) smem.mass[t] += smem.mass[t + half];
         __syncthreads();
     }
-    if (t == 0) a.saved.statistics[row].kept_mass = smem.mass[0];
+    if (t == 0) a.forward.kept_mass[row] = smem.mass[0];
 }
 
 }  // namespace
@@ -199,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(EXACT_THREADS) lce_exact_rows(const
     ExactSmem& smem = prim::shared_memory<ExactSmem>();
     const u32 num_rows = a.saved.header->num_rows, t = threadIdx.x;
     u32 exact_rows = 0;
-    f64 candidates = 0, kept = 0, mass = 0;  // whole numbers below 2^53 are exact
+    f64 candidates = 0, kept = 0, mass = 0, raised = 0;      // whole numbers below 2^53 are exact
     for (u32 first = 0; first < num_rows; first += EXACT_THREADS) {
         const u32 row = first + t;
         bool exact = false;
@@ -211,7 +212,8 @@ extern "C" __global__ void __launch_bounds__(EXACT_THREADS) lce_exact_rows(const
             } else {
                 candidates += 1.0;           // the target's entry, which is not from the pool
                 kept += count;
-                mass += a.saved.statistics[row].kept_mass;
+                raised += a.saved.statistics[row].eps > a.problem.eps;
+                mass += a.forward.kept_mass[row];
             }
         }
         u32 total;
@@ -222,15 +224,17 @@ extern "C" __global__ void __launch_bounds__(EXACT_THREADS) lce_exact_rows(const
     if (a.capture) {
         const u32 blocks = (num_rows + BLOCK_N - 1) / BLOCK_N;
         for (u32 b = t; b < blocks; b += EXACT_THREADS) {
-            const u32 captured = a.forward.pool_count[b];
+            const u32 captured = a.forward.pools[b].count;
             candidates += captured < a.block_entries ? captured : a.block_entries;
         }
     }
     candidates = block::sum<EXACT_THREADS>(smem.sum, candidates);
     kept = block::sum<EXACT_THREADS>(smem.sum, kept);
     mass = block::sum<EXACT_THREADS>(smem.sum, mass);
+    raised = block::sum<EXACT_THREADS>(smem.sum, raised);
     if (t == 0) {
         a.saved.header->exact_rows = exact_rows;
+        a.saved.header->raised_rows = u32(raised);
         a.saved.header->candidates = u64(candidates);
         a.saved.header->kept_entries = u64(kept);
         a.saved.header->kept_mass = mass;

@@ -26,13 +26,13 @@ __device__ __forceinline__ u32 class_offset(u32 v) { return (v & ~63u | prim::br
 
 __device__ __forceinline__ float entry_uniform(u32 start, u32 v) { return uniform(start + class_offset(v)); }
 
-// The least p that class v is kept with.
-__device__ __forceinline__ float least(const LceProblem& p, u32 start, u32 v) {
-    return p.filter == FILTER_UNBIASED ? p.eps * entry_uniform(start, v) : p.eps;
+// The least p that class v is kept with, in a row of this eps.
+__device__ __forceinline__ float least(const LceProblem& p, float eps, u32 start, u32 v) {
+    return p.filter == FILTER_UNBIASED ? eps * entry_uniform(start, v) : eps;
 }
 // What a kept p counts as.
-__device__ __forceinline__ float counted(const LceProblem& p, float probability) {
-    return p.filter == FILTER_UNBIASED ? prim::fmax(probability, p.eps) : probability;
+__device__ __forceinline__ float counted(const LceProblem& p, float eps, float probability) {
+    return p.filter == FILTER_UNBIASED ? prim::fmax(probability, eps) : probability;
 }
 
 }  // namespace filter

@@ -28,9 +28,10 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void forward(const L
     Smem& smem = prim::shared_memory<Smem>();
     const u32 row_block = blockIdx.x, split = blockIdx.y, warp = threadIdx.x / 32;
     const u32 first_row = row_block * BLOCK_N, num_rows = a.saved.header->num_rows;
-    if (first_row >= num_rows) return;
-    const u32 first_tile = a.first_tile + a.num_tiles * split / a.splits;
-    const u32 end_tile = a.first_tile + a.num_tiles * (split + 1) / a.splits;
+    if (first_row >= num_rows || (a.redo && a.forward.pools[row_block].redone != a.round + 1)) return;
+    const u32 splits = gridDim.y;            // the round's, or more where it is done again
+    const u32 first_tile = a.first_tile + a.num_tiles * split / splits;
+    const u32 end_tile = a.first_tile + a.num_tiles * (split + 1) / splits;
 
     using RowEpilogue = epilogue::Epilogue<MMA_N, MMA_V, WARPS_V>;
     const auto barrier = [] { __syncthreads(); };

@@ -26,6 +26,11 @@ struct Smem {
 };
 static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_forward_sm90");
 
+// Which row block a unit is: of a round that is done again, the unit-th on the list.
+template <u32 CLUSTER> __device__ __forceinline__ u32 row_block_of(const LceArgs& a, const Item& item, u32 rank) {
+    return a.redo ? a.forward.redo_block[item.unit] : item.unit * CLUSTER + rank;
+}
+
 // Partials [begin, end) of the round, which nobody has a share for.
 __device__ __forceinline__ void clear_partials(const LceArgs& a, u32 block, u32 begin, u32 end, u32 thread) {
     const u32 row = block * CONSUMER_ROWS + thread;
@@ -46,7 +51,7 @@ __device__ __forceinline__ void consume(const LceArgs& a, Smem& smem, const Sche
     Cursor at;
     bool waiting = lead > 0;                 // consumer 1 for consumer 0, once
     schedule.for_each_item([&](const Item& item) {
-        const u32 row_block = item.unit * CLUSTER + rank, block = row_block * CONSUMERS + consumer;
+        const u32 row_block = row_block_of<CLUSTER>(a, item, rank), block = row_block * CONSUMERS + consumer;
         Rows::initialise(a, state, block, thread, WARPGROUP);
         Rows rows(a, state, 0, thread / 32 * 16, 0);
         for (u32 tile = item.first_tile; tile < item.end_tile; ++tile) {
@@ -68,14 +73,14 @@ __device__ __forceinline__ void consume(const LceArgs& a, Smem& smem, const Sche
         barrier();
         rows.flush(block, 0, thread, WARPGROUP, barrier);
         rows.finish(smem.consumer[consumer].sums, block, item.share, thread, WARPGROUP, barrier);
-        clear_partials(a, block, item.unused_begin, item.unused_end, thread);
+        if (!a.redo) clear_partials(a, block, item.unused_begin, item.unused_end, thread);
     });
 }
 
 template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const LceHopperArgs& a) {
     Smem& smem = prim::shared_memory<Smem>();
-    const u32 num_rows = a.args.saved.header->num_rows;
-    if (num_rows == 0) return;
+    const u32 row_blocks = a.args.redo ? a.args.forward.redo_count[a.args.round] : div_up(a.args.saved.header->num_rows, BLOCK_N);
+    if (row_blocks == 0) return;
     u32 rank = 0;
     if (threadIdx.x == 0) initialise<CLUSTER>(smem.ring);
     if constexpr (CLUSTER == 1) {
@@ -88,11 +93,11 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
     Schedule schedule;
     schedule.worker = blockIdx.x / CLUSTER;
     schedule.workers = gridDim.x / CLUSTER;
-    schedule.units = div_up(div_up(num_rows, BLOCK_N), CLUSTER);
+    schedule.units = div_up(row_blocks, CLUSTER);
     schedule.units_of_group = div_up(a.sweep_blocks, CLUSTER);
     schedule.first_tile = a.args.first_tile;
     schedule.num_tiles = a.args.num_tiles;
-    schedule.most_shares = a.args.splits;
+    schedule.most_shares = a.args.redo ? schedule.workers : a.args.splits;
 
     // Registers: 168 x 384 at the launch, 40 x 128 + 232 x 256 from here on.
     if (threadIdx.x < WARPGROUP) {
@@ -100,7 +105,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
         if (threadIdx.x == 0) {
             Cursor at;
             schedule.for_each_item([&](const Item& item) {
-                load_tiles<CLUSTER>(a, smem.ring, at, rank, item.unit * CLUSTER + rank, item.first_tile, item.end_tile);
+                load_tiles<CLUSTER>(a, smem.ring, at, rank, row_block_of<CLUSTER>(a.args, item, rank), item.first_tile, item.end_tile);
             });
         }
     } else {

@@ -26,7 +26,7 @@ __device__ __forceinline__ float of_probability(
 __device__ __forceinline__ float of_entry(
     const LceProblem& problem, const LceRowStatistics& row, const LceCoefficients& c, float logit, bool is_target
 ) {
-    const float p = softmax::probability(row, logit), counted = is_target ? p : filter::counted(problem, p);
+    const float p = softmax::probability(row, logit), counted = is_target ? p : filter::counted(problem, row.eps, p);
     const float g = of_probability(row, c, counted, softmax::log_probability(row, logit));
     return (is_target ? g - c.target : g) * logit_map::softcap_slope(problem, logit);
 }

@@ -31,7 +31,7 @@ template <u32 PARTS, u32 TILE_V = BLOCK_V, u32 ROWS = BLOCK_N> struct State {
     float weighted[PARTS][ROWS];
     float smooth[PARTS][ROWS];
     u32 argmax[PARTS][ROWS];
-    float bound[ROWS];                       // of the row's log-sum-exp, before this launch; +inf: capture nothing
+    float bound[ROWS];                       // LceForwardScratch::bound; +inf: capture nothing
     float anchor[ROWS];
     u32 start[ROWS];                         // of the row's walk of random numbers
     u32 target[ROWS];
@@ -258,7 +258,7 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
                 state.staging[slot] = entry;
                 continue;
             }
-            const u32 in_pool = prim::atomic_add(&a.forward.pool_count[row_block], 1u);
+            const u32 in_pool = prim::atomic_add(&a.forward.pools[row_block].count, 1u);
             if (in_pool < a.block_entries) a.forward.pool[u64(row_block) * a.block_entries + in_pool] = entry;
         }
     }
@@ -415,7 +415,7 @@ public:
         if (!a.capture || staged <= keep) return;
         const u32 count = staged < STAGING ? staged : STAGING;
         const u32 row_block = row_block_of(block);
-        if (thread_idx == 0) state.pool_begin = prim::atomic_add(&a.forward.pool_count[row_block], count);
+        if (thread_idx == 0) state.pool_begin = prim::atomic_add(&a.forward.pools[row_block].count, count);
         barrier();
         const u64 block_begin = u64(row_block) * a.block_entries;
         for (u32 i = thread_idx; i < count; i += threads) {
@@ -425,9 +425,11 @@ public:
         if (thread_idx == 0) state.staged = 0;
     }
 
-    // Merges the parts of every row, in order, and writes the share of this block. After the last tile, by all threads.
+    // Merges the parts of every row, in order, and writes the share of this block, unless the round had it before. After the last
+    // tile, by all threads.
     template <class Barrier>
     __device__ __forceinline__ void finish(Sums<PARTS, STATE_ROWS>& sums, u32 block, u32 split, u32 thread_idx, u32 threads, Barrier barrier) {
+        if (a.redo) return;
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) {
             if (is_owner<ROWS>()) sums.value[part][row(owned_row<ROWS>(k))] = sum[k];

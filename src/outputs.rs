@@ -166,6 +166,9 @@ pub struct Telemetry {
     /// Rows that were computed exactly: all with [`Exact`](crate::GradientFilter::Exact), else rows whose candidates
     /// outgrew their space, whose log-sum-exp is not finite, or whose gradient is not sparse.
     pub exact_rows: u64,
+    /// Rows that were kept with a larger ε than asked for, so that their candidates fit (CUDA, unbiased filter): their
+    /// gradients are unbiased too, with more variance.
+    pub raised_rows: u64,
 }
 
 impl Telemetry {

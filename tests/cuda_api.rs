@@ -415,35 +415,6 @@ fn threads_with_streams_of_their_own_do_not_disturb_each_other() {
 }
 
 #[test]
-fn row_blocks_that_overflow_are_exact_beside_others_that_are_sparse() {
-    let _device = device();
-    emulator::configure(&emulator::Config { check: false, ..Default::default() });
-    let backend: &HostBackend = &CudaStaged::new(0).expect("an emulated device");
-    // The rows of the first block are flat. A row has room for 2048 candidates; rounds of 12, 35 and 47 tiles put 1536 and then
-    // some 3000 aside, whatever is dropped between the two.
-    let mut tensors = Spec { logits: Logits::Flat, ..Spec::new(150, 6, 12_000) }.generate();
-    for i in 128..150 {
-        let class = tensors.targets[i] as usize;
-        let row: Vec<f32> = tensors.classifier.to_f32_vec()[class * 6..][..6].to_vec();
-        let norm: f32 = row.iter().map(|c| c * c).sum();
-        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
-    }
-    for label_smoothing in [0.0, 0.1] {
-        let filter = GradientFilter::Unbiased { eps: 1.0 / 1024.0, seed: 5 };
-        let options = CceOptions { label_smoothing, filter, ..CceOptions::default() };
-        let upstream = OwnedUpstream::loss(1.0);
-        let (forward, got) = suite::run(backend, &tensors, &options, &upstream);
-        assert_eq!(got.telemetry.exact_rows, 128);
-        let inputs = tensors.inputs();
-        let expected = Expected::new(&Problem::new(&inputs, &options).expect("legal"));
-        expected.check_forward(&forward).expect("forward");
-        let gradients = expected.gradients_with_exact_rows(&upstream.widen(150), filter, |i| i < 128);
-        gradients.check_telemetry(&got.telemetry).expect("telemetry");
-        gradients.check(6, Some(&got.d_embeddings), Some(&got.d_classifier), None).expect("gradients");
-    }
-}
-
-#[test]
 fn a_forward_belongs_to_its_backend_and_its_shape() {
     let _device = device();
     let staged = CudaStaged::new(0).expect("an emulated device");

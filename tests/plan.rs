@@ -15,6 +15,7 @@ fn workload(tokens: usize, vocab: usize, hidden: usize) -> Workload {
         aligned: true,
         options: CceOptions::default(),
         kernels: KernelFamily::Auto,
+        room: None,
     }
 }
 
@@ -93,8 +94,17 @@ fn every_tile_of_every_row_block_is_covered_once() {
         }
         assert_eq!(next as usize, tiles, "{plan}");
         // Each forward launch is one round, over all row blocks and splits; on Hopper by blocks that stay.
-        let grids: Vec<_> = launches(&plan).filter(|l| l.kernel.stem.starts_with("lce_forward_sm")).collect();
+        let forwards =
+            |redo| launches(&plan).filter(move |l| l.kernel.stem.starts_with("lce_forward_sm") && l.redo == redo);
+        let grids: Vec<_> = forwards(false).collect();
         assert_eq!(grids.len(), plan.rounds.len());
+        // And once more for the row blocks that overflow: by blocks for each tile at most, on Hopper without clusters.
+        for (launch, round) in forwards(true).zip(&plan.rounds) {
+            assert_eq!((launch.round, launch.kernel.cluster), (*round, 1));
+            assert!(plan.hopper || (round.splits..=round.num_tiles).contains(&launch.grid[1]), "{plan}");
+        }
+        let unbiased = matches!(plan.workload.options.filter, GradientFilter::Unbiased { .. });
+        assert_eq!(forwards(true).count(), if plan.capture && unbiased { plan.rounds.len() } else { 0 }, "{plan}");
         for (launch, round) in grids.iter().zip(&plan.rounds) {
             assert_eq!(launch.round, *round);
             let row_blocks = plan.workload.shape.tokens.div_ceil(BLOCK_N) as u32;
@@ -335,6 +345,8 @@ fn sizes_are_their_formulas() {
             "4 D" => 4 * d,
             "4 * 64 D" => 256 * d,
             "4 row_blocks" => 4 * row_blocks,
+            "12 row_blocks" => 12 * row_blocks,
+            "4 rounds" => 4 * plan.rounds.len(),
             "8 row_blocks block_entries" => 8 * row_blocks * block_entries,
             "16 partials N" => 16 * partials * n,
             "4 partials N" => 4 * partials * n,
@@ -439,7 +451,7 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
         "lce_forward_sm90_cluster_bf16",
         "hopper: clusters of 2, lead 2, ",
         "lce_exact_bf16",
-        "fill pool_count",
+        "fill pools",
         "MiB  workspace",
     ];
     for part in wanted {

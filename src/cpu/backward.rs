@@ -102,6 +102,7 @@ fn telemetry(rows: usize, exact_rows: usize, blocks: &[BlockEntries]) -> Telemet
         kept_entries: blocks.iter().map(|b| b.entries.len() as u64).sum(),
         kept_mass: (mass + exact_rows as f64) / rows.max(1) as f64,
         exact_rows: exact_rows as u64,
+        raised_rows: 0,
     }
 }
 

@@ -78,7 +78,17 @@ mirror! {
         bad_target_token: u32,
         num_rows: u32,
         exact_rows: u32,
-        padding: u32,
+        raised_rows: u32,
+    }
+    LceRowStatistics {
+        max: f32,
+        inverse_sum: f32,
+        log_sum: f32,
+        lse: f32,
+        entropy: f32,
+        target_logit: f32,
+        argmax: u32,
+        eps: f32,
     }
     LceSaved {
         header: Address,
@@ -96,8 +106,11 @@ mirror! {
         bound: Address,
         partial: Address,
         partial_argmax: Address,
-        pool_count: Address,
+        pools: Address,
         pool: Address,
+        redo_count: Address,
+        redo_block: Address,
+        kept_mass: Address,
     }
     LceUpstream {
         loss_scale: Address,
@@ -151,6 +164,10 @@ mirror! {
         splits: u32,
         first_tile: u32,
         num_tiles: u32,
+        previous_tile: u32,
+        round: u32,
+        redo: u32,
+        padding: u32,
     }
 }
 

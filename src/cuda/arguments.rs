@@ -147,8 +147,11 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
             bound: region("bound"),
             partial: region("partial"),
             partial_argmax: region("partial_argmax"),
-            pool_count: region("pool_count"),
+            pools: region("pools"),
             pool: region("pool"),
+            redo_count: region("redo_count"),
+            redo_block: region("redo_block"),
+            kept_mass: region("kept_mass"),
         },
         backward: LceBackwardScratch {
             coefficients: region("coefficients"),

@@ -275,6 +275,7 @@ impl DeviceTelemetry {
             kept_entries: header.kept_entries,
             kept_mass: header.kept_mass / f64::from(header.num_rows.max(1)),
             exact_rows: header.exact_rows.into(),
+            raised_rows: header.raised_rows.into(),
         })
     }
 }
@@ -303,6 +304,13 @@ impl Forward<DeviceMemory> {
         let saved = self.saved.downcast_ref::<super::Saved>();
         let saved = saved.ok_or_else(|| Error::ForeignForward { reason: "another backend computed it".into() })?;
         saved.check()
+    }
+
+    /// The ε that each token's entries were kept with, 0 for ignored tokens. For tests; waits.
+    #[doc(hidden)]
+    pub fn row_eps(&self) -> Result<Vec<f32>> {
+        let saved = self.saved.downcast_ref::<super::Saved>();
+        saved.map_or_else(|| Ok(Vec::new()), super::Saved::row_eps)
     }
 }
 

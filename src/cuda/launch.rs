@@ -107,6 +107,9 @@ unsafe fn submit(
                     splits: round.splits,
                     first_tile: round.first_tile,
                     num_tiles: round.num_tiles,
+                    previous_tile: round.previous_tile,
+                    round: round.index,
+                    redo: launch.redo.into(),
                     ..*args
                 };
                 let config = LaunchConfig {

@@ -107,9 +107,20 @@ impl CudaStaged {
         CudaStaged { cuda: self.cuda.with_kernels(family) }
     }
 
+    /// See [`Cuda::with_room`].
+    pub fn with_room(self, room: usize) -> Self {
+        CudaStaged { cuda: self.cuda.with_room(room) }
+    }
+
     /// The backend that computes.
     pub fn cuda(&self) -> &Cuda {
         &self.cuda
+    }
+
+    /// The forward on the device behind one that this backend has computed. For tests.
+    #[doc(hidden)]
+    pub fn on_device(forward: &Forward) -> Option<&Forward<DeviceMemory>> {
+        forward.saved.downcast_ref()
     }
 
     /// The device.

@@ -59,7 +59,7 @@ kernels! {
     FORWARD_HOPPER_CLUSTER = "lce_forward_sm90_cluster" HalfTypes 384 215040;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
-    FILTER = "lce_filter" One 1024 3200;
+    FILTER = "lce_filter" One 1024 3712;
     ORDER_ENTRIES = "lce_order_entries" One 128 34320;
     EXACT_ROWS = "lce_exact_rows" One 1024 8320;
     COEFFICIENTS = "lce_coefficients" One 256 0;

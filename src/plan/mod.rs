@@ -13,7 +13,7 @@ pub use device::DeviceInfo;
 pub use family::{HopperTuning, KernelFamily};
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
-use rounds::{Capture, Workers};
+use rounds::Workers;
 pub use schedule::{Item, Schedule};
 pub use traffic::{Entries, Traffic};
 pub use workspace::{Group, Region, Workspace};
@@ -48,6 +48,9 @@ const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
 const OVERFLOW_PANEL: usize = 1024;
 
+/// Splits of a round that is done again, as a multiple of the round's own: it may be for a few row blocks only.
+const REDO_SPLITS: u32 = 8;
+
 /// Classes of a tile of the Hopper kernels.
 const HOPPER_TILE: usize = 256;
 /// Share of the last cache that the rows of E of a sweep may take, in percent; the classifier streams through the rest.
@@ -72,6 +75,8 @@ pub struct Workload {
     pub options: CceOptions,
     /// Which kernels to take.
     pub kernels: KernelFamily,
+    /// Candidates that each row has room for; `None`: as many as 20 MiB hold for all rows, but 320 at least.
+    pub room: Option<usize>,
 }
 
 impl Workload {
@@ -79,12 +84,17 @@ impl Workload {
     pub fn new<M: Memory>(problem: &Problem<'_, M>, aligned: bool) -> Self {
         let bias = problem.inputs().bias.is_some_and(|b| b.len() > 0);
         let (shape, dtype, options) = (problem.shape(), problem.dtype(), *problem.options());
-        Workload { shape, dtype, bias, aligned, options, kernels: KernelFamily::Auto }
+        Workload { shape, dtype, bias, aligned, options, kernels: KernelFamily::Auto, room: None }
     }
 
     /// The same by other kernels.
     pub fn with_kernels(self, kernels: KernelFamily) -> Self {
         Workload { kernels, ..self }
+    }
+
+    /// The same with room for other numbers of candidates.
+    pub fn with_room(self, room: Option<usize>) -> Self {
+        Workload { room, ..self }
     }
 
     /// Why the Hopper kernels cannot do this on `device`, if they cannot.
@@ -127,6 +137,8 @@ pub struct Launch {
     pub grid: [u32; 2],
     /// The round of the forward kernels; of others the default.
     pub round: Round,
+    /// The round once more, for the row blocks alone whose pools overflowed in it.
+    pub redo: bool,
 }
 
 /// One thing that a stream is given to do.
@@ -156,8 +168,8 @@ pub struct LaunchPlan {
     pub dense: bool,
     /// Blocks of [`BLOCK_N`] tokens.
     pub row_blocks: u32,
-    /// Candidates that the rows of a block have room for, together, their targets included. Rows of a block with more
-    /// take the exact path. `min(128, N) (room + 1)` or, where `N < 128`, up to 128 times that, `room` being
+    /// Candidates that the rows of a block have room for, together, their targets included. With more, the unbiased filter
+    /// raises the block's ε; under a threshold its rows take the exact path. `min(128, N) (room + 1)` or, where `N < 128`, up to 128 times that, `room` being
     /// 20 MiB / (8 N) but at least 320, at most 2 / ε, and at most V.
     pub block_entries: u32,
     /// Rows of a panel of the exact path.
@@ -207,9 +219,8 @@ impl LaunchPlan {
         };
         let row_bytes = hidden * workload.dtype.size_in_bytes();
         let sweep_blocks = schedule::sweep_blocks(device.l2_bytes, SWEEP_PERCENT, row_bytes) as u32;
-        let room = room(tokens, vocab, options.filter.eps());
-        let is_scarce = (room as f32) < (1.0 / options.filter.eps()).min(vocab as f32);
-        let candidates = capture.then_some(Capture { room, is_scarce });
+        let room = room(workload);
+        let candidates = capture.then_some(room);
         let (rounds, cluster) = match hopper {
             true => hopper_rounds(workload, device, sweep_blocks, candidates),
             false => {
@@ -235,6 +246,7 @@ impl LaunchPlan {
             element,
             row_blocks,
             block_entries,
+            rounds: rounds.len(),
             partials,
             panel,
             gradients_elements,
@@ -293,22 +305,32 @@ impl LaunchPlan {
         let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
         let mut steps = Steps { workload: self.workload, steps: Vec::new() };
         if self.capture {
-            steps.fill("pool_count", 0);
+            steps.fill("pools", 0);
+            steps.fill("redo_count", 0);
         }
         steps.launch(kernels::ROWS, [1, 1]);
         if self.capture || smoothing {
             steps.launch(kernels::TARGET_LOGIT, rows(8));
         }
+        let raises = self.capture && matches!(self.workload.options.filter, GradientFilter::Unbiased { .. });
         for (index, round) in self.rounds.iter().enumerate() {
             if self.capture && index > 0 {
-                steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round);
+                steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round, false);
             }
             if self.hopper {
                 let clusters = self.cluster > 1;
                 let kernel = if clusters { kernels::FORWARD_HOPPER_CLUSTER } else { kernels::FORWARD_HOPPER };
-                steps.launch_round(kernel, [self.cluster * self.schedule(round).workers, 1], *round);
+                steps.launch_round(kernel, [self.cluster * self.schedule(round).workers, 1], *round, false);
             } else {
-                steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round);
+                steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round, false);
+            }
+            if raises {
+                steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round, true);
+                let (kernel, grid) = match self.hopper {
+                    true => (kernels::FORWARD_HOPPER, [self.device.sm_count, 1]),
+                    false => (kernels::FORWARD, [self.row_blocks, round.num_tiles.min(REDO_SPLITS * round.splits)]),
+                };
+                steps.launch_round(kernel, grid, *round, true);
             }
         }
         steps.launch(kernels::COMBINE, rows(32));
@@ -382,12 +404,12 @@ impl Steps {
         self.steps.push(Step::Fill { region, byte });
     }
     fn launch(&mut self, kernel: Kernel, grid: [u32; 2]) {
-        self.launch_round(kernel, grid, Round { tile: 0, first_tile: 0, num_tiles: 0, first_partial: 0, splits: 0 });
+        self.launch_round(kernel, grid, Round::default(), false);
     }
-    fn launch_round(&mut self, kernel: Kernel, grid: [u32; 2], round: Round) {
+    fn launch_round(&mut self, kernel: Kernel, grid: [u32; 2], round: Round, redo: bool) {
         if !grid.contains(&0) {
             let entry_point = kernel.entry_point(self.workload.dtype, self.workload.aligned);
-            self.steps.push(Step::Launch(Launch { entry_point, kernel, grid, round }));
+            self.steps.push(Step::Launch(Launch { entry_point, kernel, grid, round, redo }));
         }
     }
 }
@@ -397,13 +419,13 @@ fn hopper_rounds(
     workload: &Workload,
     device: &DeviceInfo,
     sweep_blocks: u32,
-    capture: Option<Capture>,
+    room: Option<usize>,
 ) -> (Vec<Round>, u32) {
     let Shape { tokens, vocab, .. } = workload.shape;
     let row_blocks = tokens.div_ceil(BLOCK_N);
     let rounds = |cluster| {
         let schedule = Schedule::new(device.sm_count, cluster, row_blocks as u32, sweep_blocks);
-        rounds::plan(vocab, HOPPER_TILE, row_blocks, Workers::Persistent(schedule), capture)
+        rounds::plan(vocab, HOPPER_TILE, row_blocks, Workers::Persistent(schedule), room)
     };
     let (alone, time_alone) = rounds(1);
     let asked = workload.kernels.tuning().cluster;
@@ -444,10 +466,12 @@ fn check(workload: &Workload, device: &DeviceInfo) -> Result<()> {
 }
 
 /// Candidates that a row of a full block has room for.
-fn room(tokens: usize, vocab: usize, eps: f32) -> usize {
+fn room(workload: &Workload) -> usize {
+    let Shape { tokens, vocab, .. } = workload.shape;
     // 2 / ε: twice what a row keeps in expectation on the flattest softmax. A tiny ε saturates.
-    let most = ((2.0 / eps) as usize).max(LEAST_ROOM);
-    (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most).min(vocab)
+    let most = ((2.0 / workload.options.filter.eps()) as usize).max(LEAST_ROOM);
+    let fitting = (CANDIDATE_BYTES / (8 * padded_rows(tokens).max(1))).clamp(LEAST_ROOM, most);
+    workload.room.unwrap_or(fitting).clamp(1, vocab.max(1))
 }
 
 /// See [`LaunchPlan::block_entries`].

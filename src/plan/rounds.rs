@@ -11,16 +11,17 @@
 //!
 //! Candidates are tested against a lower bound of the row's log-sum-exp. What earlier rounds have summed is such a bound,
 //! so rounds grow: the first knows nothing but the target's logit and is a few tiles, the last is half of the vocabulary.
-//! Between rounds pools drop what the new bound rules out. DESIGN.md, section 7, has the captured numbers of other choices.
+//! Between rounds pools drop what the new bound rules out, and row blocks whose pool has overflowed do the round again with a
+//! larger ε. DESIGN.md, section 7, has the captured numbers of other choices.
 
 use super::{MAX_PARTIALS, Schedule};
 
 /// All rounds but the first and the last end at this many times the classes of the one before.
 const GROWTH: usize = 4;
 
-/// More rounds are worth this much more time, by the model below: where rows have room for what the flattest softmax
-/// keeps, and where they have not. A row block that overflows takes three matmuls more.
-const WORTH: [f64; 2] = [1.05, 1.12];
+/// More rounds are worth this much more time, by the model below: a row block that overflows does a round twice, and a larger ε
+/// costs variance.
+const WORTH: f64 = 1.05;
 
 /// Partial results that a forward may have anyway. More are for filling the device once: each is read again, and kept in memory.
 const FEW_PARTIALS: usize = 64;
@@ -29,12 +30,16 @@ const FEW_PARTIALS: usize = 64;
 const OVERHEAD: f64 = 0.5;
 
 /// One launch of the forward kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Round {
+    /// Which one: 0 is the first.
+    pub index: u32,
     /// Classes of a tile: 128, on Hopper 256.
     pub tile: u32,
     /// First tile.
     pub first_tile: u32,
+    /// First tile of the round before, 0 for the first.
+    pub previous_tile: u32,
     /// Number of tiles.
     pub num_tiles: u32,
     /// Index of the partial result of split 0.
@@ -62,35 +67,26 @@ pub(super) enum Workers {
     Persistent(Schedule),
 }
 
-/// What candidates have.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Capture {
-    /// Room a row: a first round of no more classes cannot overflow.
-    pub room: usize,
-    /// It is less than the flattest softmax needs.
-    pub is_scarce: bool,
-}
-
 /// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks, with the time that they take, in tiles.
 ///
-/// With capture, the largest number of rounds that is worth its time.
+/// Where rows have `room` for candidates, the largest number of rounds that is worth its time: a first round of no more classes
+/// cannot overflow.
 pub(super) fn plan(
     vocab: usize,
     tile: usize,
     row_blocks: usize,
     workers: Workers,
-    capture: Option<Capture>,
+    room: Option<usize>,
 ) -> (Vec<Round>, f64) {
     let tiles = vocab.div_ceil(tile);
     if tiles == 0 || row_blocks == 0 {
         return (Vec::new(), 0.0);
     }
-    let ends = capture.map_or_else(|| vec![tiles], |capture| ends(tiles, capture.room / tile));
-    let worth = WORTH[usize::from(capture.is_some_and(|capture| capture.is_scarce))];
+    let ends = room.map_or_else(|| vec![tiles], |room| ends(tiles, room / tile));
     let candidates: Vec<(Vec<Round>, f64)> =
         (0..ends.len()).rev().map(|first| rounds(&ends[first..], tile, row_blocks as u64, workers)).collect();
     let best = candidates.iter().map(|c| c.1).fold(f64::INFINITY, f64::min);
-    candidates.into_iter().rev().find(|c| c.1 <= worth * best).unwrap_or_default()
+    candidates.into_iter().rev().find(|c| c.1 <= WORTH * best).unwrap_or_default()
 }
 
 /// Where the rounds end, in tiles: at `first` or fewer, or 2; then at [`GROWTH`] times as many; at half; and at all.
@@ -109,7 +105,7 @@ fn ends(tiles: usize, first: usize) -> Vec<usize> {
 
 /// The rounds that end at these tiles, and the time that they take, in tiles.
 fn rounds(ends: &[usize], tile: usize, row_blocks: u64, workers: Workers) -> (Vec<Round>, f64) {
-    let (mut out, mut time, mut start, mut first_partial) = (Vec::new(), 0.0, 0, 0);
+    let (mut out, mut time, mut start, mut first_partial): (Vec<Round>, _, _, _) = (Vec::new(), 0.0, 0, 0);
     for (index, &end) in ends.iter().enumerate() {
         let share = end - start;
         // What short rounds do not use is left for long ones.
@@ -128,6 +124,8 @@ fn rounds(ends: &[usize], tile: usize, row_blocks: u64, workers: Workers) -> (Ve
         };
         time += of_round;
         out.push(Round {
+            index: index as u32,
+            previous_tile: out.last().map_or(0, |before| before.first_tile),
             tile: tile as u32,
             first_tile: start as u32,
             num_tiles: share as u32,

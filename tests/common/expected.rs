@@ -75,6 +75,7 @@ pub struct ExpectedGradients {
     pub kept_mass: (f64, f64),
     pub rows: u64,
     pub exact_rows: u64,
+    pub raised_rows: u64,
 }
 
 /// The forward in `f64`, and what the error bounds need.
@@ -276,15 +277,15 @@ impl Expected {
 
     /// All gradients under `filter`.
     pub fn gradients(&self, upstream: &ReferenceUpstream, filter: GradientFilter) -> ExpectedGradients {
-        self.gradients_with_exact_rows(upstream, filter, |_| false)
+        self.gradients_by_row(upstream, filter, |_| Some(filter.eps().into()))
     }
 
-    /// As [`Self::gradients`], with rows that a backend computed exactly for a reason of its own.
-    pub fn gradients_with_exact_rows(
+    /// As [`Self::gradients`], with rows that a backend kept with another ε, or (`None`) computed exactly, for a reason of its own.
+    pub fn gradients_by_row(
         &self,
         upstream: &ReferenceUpstream,
         filter: GradientFilter,
-        also_exact: impl Fn(usize) -> bool,
+        eps_of: impl Fn(usize) -> Option<f64>,
     ) -> ExpectedGradients {
         let (r, f, options) = (&self.reference, &self.forward, *self.options());
         let (n, v, d) = (self.tokens(), self.vocab(), r.hidden);
@@ -292,16 +293,17 @@ impl Expected {
         let denominator = self.denominator();
         let d_loss = if denominator == 0.0 { 0.0 } else { upstream.loss / denominator };
         let weight_sum: f64 = r.class_weights.iter().sum();
-        let eps = f64::from(filter.eps());
         let largest = self.largest_gradient(upstream, d_loss);
 
         let (mut d_embeddings, mut d_classifier, mut d_bias) =
             (Bounded::zeros(n * d), Bounded::zeros(v * d), Bounded::zeros(v));
-        let (mut certain, mut undecided, mut rows, mut exact_rows) = (0, 0, 0, 0);
+        let (mut certain, mut undecided, mut rows, mut exact_rows, mut raised_rows) = (0, 0, 0, 0, 0);
         let (mut mass, mut undecided_mass) = (0.0, 0.0);
         for i in 0..n {
             let Some(y) = r.targets[i] else { continue };
-            let exact_row = filter == GradientFilter::Exact || self.takes_exact_path(i) || also_exact(i);
+            let own_eps = eps_of(i).filter(|_| filter != GradientFilter::Exact && !self.takes_exact_path(i));
+            let (exact_row, eps) = (own_eps.is_none(), own_eps.unwrap_or(0.0));
+            raised_rows += u64::from(eps > f64::from(filter.eps()));
             rows += 1;
             exact_rows += u64::from(exact_row);
             let (a, lse, h) = (self.scale[i], f.lse[i], f.entropy[i]);
@@ -398,6 +400,7 @@ impl Expected {
             kept_mass: (share(mass), share(undecided_mass) + 1e-4),
             rows,
             exact_rows,
+            raised_rows,
         }
     }
 }
@@ -426,6 +429,7 @@ impl ExpectedGradients {
         let (mass, slack) = self.kept_mass;
         if ours.rows == self.rows
             && ours.exact_rows == self.exact_rows
+            && ours.raised_rows == self.raised_rows
             && self.kept.contains(&ours.kept_entries)
             && ours.candidates >= ours.kept_entries
             && (ours.kept_mass - mass).abs() <= slack
@@ -433,8 +437,8 @@ impl ExpectedGradients {
             return Ok(());
         }
         Err(format!(
-            "{ours:?}; expected rows {}, exact rows {}, kept {:?}, mass {mass} +- {slack}",
-            self.rows, self.exact_rows, self.kept
+            "{ours:?}; expected rows {}, exact rows {}, raised rows {}, kept {:?}, mass {mass} +- {slack}",
+            self.rows, self.exact_rows, self.raised_rows, self.kept
         ))
     }
 }

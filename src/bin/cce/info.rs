@@ -41,6 +41,9 @@ pub struct InfoArgs {
     /// would not choose.
     #[arg(long, default_value_t = KernelFamily::Auto)]
     kernels: KernelFamily,
+    /// Candidates that a row has room for in the CUDA plan. Rows that keep more take a larger ε, or are exact under a threshold.
+    #[arg(long, value_name = "ENTRIES")]
+    room: Option<usize>,
 }
 
 /// Runs the subcommand.
@@ -81,7 +84,8 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         None => present.ok(),
     };
     if let Some(device) = device {
-        let workload = Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels };
+        let workload =
+            Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels, room: args.room };
         let plan = LaunchPlan::new(&workload, &device)?;
         println!("\nplan for {label}: {plan}");
         print_traffic(&plan);

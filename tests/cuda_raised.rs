@@ -1,0 +1,182 @@
+//! Row blocks whose candidates outgrow their room, on the emulated GPU: with the unbiased filter they do the round again with
+//! a larger ε, and are exact only where that does not help; with a threshold they are exact.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::compare::bits;
+use common::suite::{self, Got};
+use common::{Expected, Logits, OwnedUpstream, Spec, Tensors};
+use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::{CceOptions, CudaStaged, DType, Forward, GradientFilter, Problem};
+use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Candidates a row: less than half of what a flat softmax keeps at [`EPS`].
+const ROOM: usize = 28;
+const EPS: f32 = 1.0 / 64.0;
+
+/// The settings of the emulator are those of the process: one test at a time.
+fn emulated(config: &Config) -> (MutexGuard<'static, ()>, CudaStaged) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    emulator::install().expect("the emulator is built with this test");
+    emulator::configure(&Config { device: "h100".into(), ..config.clone() });
+    let backend = CudaStaged::new(0).expect("an emulated device").with_room(ROOM);
+    (guard, backend)
+}
+
+fn unchecked() -> Config {
+    Config { check: false, ..Config::default() }
+}
+
+/// Both forwards, with the type of their inputs.
+const KERNELS: [(KernelFamily, DType); 2] = [(KernelFamily::Portable, DType::F32), (KernelFamily::Hopper, DType::BF16)];
+
+/// Rows that are flat, and from `sharp` on rows that are sure of their target.
+fn flat_and_sharp(tokens: usize, sharp: usize, hidden: usize, vocab: usize, dtype: DType) -> Tensors {
+    let mut tensors = Spec { logits: Logits::Flat, dtype, ..Spec::new(tokens, hidden, vocab) }.generate();
+    for i in sharp..tokens {
+        let class = tensors.targets[i] as usize;
+        let row: Vec<f32> = tensors.classifier.to_f32_vec()[class * hidden..][..hidden].to_vec();
+        let norm: f32 = row.iter().map(|c| c * c).sum();
+        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
+    }
+    tensors
+}
+
+fn unbiased(eps: f32, seed: u64) -> CceOptions {
+    CceOptions { filter: GradientFilter::Unbiased { eps, seed }, ..CceOptions::default() }
+}
+
+fn row_eps(forward: &Forward) -> Vec<f64> {
+    let eps = CudaStaged::on_device(forward).expect("computed by it").row_eps().expect("readable");
+    eps.into_iter().map(f64::from).collect()
+}
+
+/// Runs, and compares everything with the oracle, which takes each row's ε, or that it is exact, from `eps_of`.
+fn check(
+    backend: &CudaStaged,
+    tensors: &Tensors,
+    options: &CceOptions,
+    eps_of: impl Fn(&[f64], usize) -> Option<f64>,
+) -> (Got, Vec<f64>) {
+    let Spec { tokens, hidden, dtype, .. } = tensors.spec;
+    let upstream = OwnedUpstream::loss(1.0);
+    let (forward, got) = suite::run(backend, tensors, options, &upstream);
+    let inputs = tensors.inputs();
+    let expected = Expected::new(&Problem::new(&inputs, options).expect("legal")).stored_as(dtype);
+    expected.check_forward(&forward).expect("forward");
+    let eps = row_eps(&forward);
+    let gradients = expected.gradients_by_row(&upstream.widen(tokens), options.filter, |i| eps_of(&eps, i));
+    gradients.check_telemetry(&got.telemetry).expect("telemetry");
+    gradients.check(hidden, Some(&got.d_embeddings), Some(&got.d_classifier), None).expect("gradients");
+    (got, eps)
+}
+
+#[test]
+fn blocks_that_overflow_are_kept_with_a_larger_eps_beside_others_that_are_not() {
+    for (family, dtype) in KERNELS {
+        let (_guard, backend) = emulated(&Config::default());
+        let backend = backend.with_kernels(family);
+        let tensors = flat_and_sharp(150, 128, 8, 1500, dtype);
+        for label_smoothing in [0.0, 0.1] {
+            let options = CceOptions { label_smoothing, ..unbiased(EPS, 5) };
+            let (got, rows) = check(&backend, &tensors, &options, |rows, i| Some(rows[i]));
+            assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (0, 128), "{family}");
+            // The flattest softmax keeps 1 / ε: what there is room for, but for what the forecasts were wrong about.
+            let least = 1.0 / ROOM as f64;
+            assert!(rows[..128].iter().all(|row| (least..3.0 * least).contains(row)), "{family}: {rows:?}");
+            assert!(rows[128..].iter().all(|&row| row == f64::from(EPS)), "{family}: {rows:?}");
+        }
+        assert_eq!(emulator::take_reports(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_raised_eps_is_unbiased() {
+    // Over seeds the mean's error must be that of independent draws, 1 / sqrt(seeds).
+    let (_guard, backend) = emulated(&unchecked());
+    let tensors = flat_and_sharp(128, 128, 8, 1500, DType::F32);
+    let upstream = OwnedUpstream::loss(1.0);
+    let run = |filter| suite::run(&backend, &tensors, &CceOptions { filter, ..CceOptions::default() }, &upstream).1;
+    let exact = run(GradientFilter::Exact);
+    let error = |ours: &[f64], exact: &[f32]| {
+        let square = |x: f64| x * x;
+        ours.iter().zip(exact).map(|(x, e)| square(x - f64::from(*e))).sum::<f64>()
+    };
+    const SEEDS: u64 = 24;
+    let (mut sums, mut of_one) = ([vec![0.0; 128 * 8], vec![0.0; 1500 * 8]], [0.0; 2]);
+    for seed in 0..SEEDS {
+        let got = run(GradientFilter::Unbiased { eps: EPS, seed });
+        assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (0, 128));
+        for (k, (ours, exact)) in
+            [(&got.d_embeddings, &exact.d_embeddings), (&got.d_classifier, &exact.d_classifier)].iter().enumerate()
+        {
+            let ours: Vec<f64> = ours.to_f32_vec().into_iter().map(f64::from).collect();
+            of_one[k] += error(&ours, &exact.to_f32_vec()) / SEEDS as f64;
+            sums[k].iter_mut().zip(&ours).for_each(|(sum, x)| *sum += x / SEEDS as f64);
+        }
+    }
+    for (k, exact) in [&exact.d_embeddings, &exact.d_classifier].iter().enumerate() {
+        let ratio = error(&sums[k], &exact.to_f32_vec()) / (of_one[k] / SEEDS as f64);
+        assert!((0.7..1.3).contains(&ratio), "gradient {k}: {ratio} of an unbiased mean's squared error");
+    }
+}
+
+#[test]
+fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
+    for (family, dtype) in KERNELS {
+        let tensors = flat_and_sharp(300, 290, 8, 1500, dtype);
+        let run = |turn: usize| {
+            let (_guard, backend) = emulated(&Config {
+                check: false,
+                order: [Order::Forward, Order::Reverse, Order::Random][turn % 3],
+                async_: [Async::Lazy, Async::Eager, Async::Random][turn % 3],
+                seed: turn as u64,
+                workers: 1 + turn as u32 % 2,
+                // The same plan for all, or other splits would add up otherwise.
+                ..Config::default()
+            });
+            let (forward, got) =
+                suite::run(&backend.with_kernels(family), &tensors, &unbiased(EPS, 9), &OwnedUpstream::loss(1.0));
+            let eps: Vec<f32> = row_eps(&forward).into_iter().map(|eps| eps as f32).collect();
+            (bits(&eps), bits(&got.d_embeddings.to_f32_vec()), bits(&got.d_classifier.to_f32_vec()), got.telemetry)
+        };
+        let first = run(0);
+        assert!(first.3.raised_rows >= 256 && first.3.exact_rows == 0, "{family}: {:?}", first.3);
+        for turn in 1..4 {
+            let other = run(turn);
+            assert_eq!((&other.0, &other.1, &other.2), (&first.0, &first.1, &first.2), "{family}, turn {turn}");
+            assert_eq!(other.3.kept_entries, first.3.kept_entries);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_sparse() {
+    // Until a row has summed up 64 equal classes, each of them may reach the threshold.
+    let (_guard, backend) = emulated(&Config::default());
+    let tensors = flat_and_sharp(150, 128, 8, 1500, DType::F32);
+    let options = CceOptions { filter: GradientFilter::Threshold { eps: EPS }, ..CceOptions::default() };
+    let (got, _) = check(&backend, &tensors, &options, |rows, i| (i >= 128).then_some(rows[i]));
+    assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0));
+}
+
+#[test]
+fn a_block_that_no_eps_helps_is_exact() {
+    // 36 classes with a little more than the ε that is tried each, and others that are nothing.
+    for (family, dtype) in KERNELS {
+        let (_guard, backend) = emulated(&Config::default());
+        let vocab = 36 * 40;
+        let mut tensors = flat_and_sharp(150, 128, 8, vocab, dtype);
+        let bias = |v: usize| if v.is_multiple_of(40) { (v % 7) as f64 * 0.01 } else { -30.0 };
+        tensors.bias = Some(common::data::buffer(DType::F32, &(0..vocab).map(bias).collect::<Vec<_>>()));
+        tensors.targets.iter_mut().for_each(|target| *target -= *target % 40);
+        let options = unbiased(EPS, 3);
+        let (got, _) =
+            check(&backend.with_kernels(family), &tensors, &options, |rows, i| (i >= 128).then_some(rows[i]));
+        assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0), "{family}");
+        assert_eq!(emulator::take_reports(), Vec::<String>::new());
+    }
+}
