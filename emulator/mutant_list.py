@@ -1,11 +1,13 @@
 """What mutants.py seeds: name, file, replacements, translation units to compile again, test.
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
-`kernels name` or `hopper name`, a test of emulator/tests, or `cuda_hopper name/cases`, a test of tests/cuda_hopper.rs with some of its cases.
+`kernels name` or `hopper name`, a test of emulator/tests, `cuda_hopper name/cases`, a test of tests/cuda_hopper.rs with some of its cases,
+or `cuda_raised name`.
 "(legal)" in a name: no alarm may be raised. A replacement in another file names it.
 """
 
 K = "kernels/"
+BOUND = K + "bound.cu"
 G80, G90, LSE = "emulator/kernels/gemm_sm80.cuh", "emulator/kernels/gemm_sm90.cuh", "emulator/kernels/row_lse.cuh"
 
 
@@ -54,6 +56,29 @@ SHIPPED = [
            "prim::shfl_idx(entry.index, int(k)) < entry.index", "prim::shfl_idx(entry.index, int(k)) <= entry.index", "filter", "two_tiles_plus_1/1"),
     mutant("exact rows: a row with a bad target counted", K + "filter.cu",
            "if (row < num_rows && a.saved.row_class[row] != NONE) {", "if (row <= num_rows && a.saved.row_class[row] != NONE) {", "filter", "group_edge/1"),
+    # lce_bound: rounds that are done again with a larger eps
+    mutant("redo: the overflowed pool is not put back", BOUND,
+           "const u32 captured = a.redo ? pool.before : pool.count;", "const u32 captured = pool.count < a.block_entries ? pool.count : a.block_entries;", "bound", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: too much is cut", BOUND,
+           "keeps[k] = most >= SLACK * filter", "keeps[k] = most >= 1.2f * filter", "bound", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: the round's own shares are left out of the bound", BOUND,
+           "a.first_partial + (a.redo ? a.splits : 0)", "a.first_partial", "bound", "cuda_raised a_raised_eps_depends"),
+    mutant("redo: eps does not rise", BOUND,
+           "+ prim::logf(up);", "+ 0.0f * prim::logf(up);", "bound", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: a block that has lost candidates does a later round again", BOUND,
+           "(!overflowed || pool.before == NONE)", "!overflowed", "bound", "cuda_raised a_block_that_no_eps"),
+    mutant("redo: a thread looks at the pool after it has been written", BOUND,
+           "    __syncthreads();                         // and all threads have read the pool's state\n", "", "bound", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: a kept entry counts as the filter's eps", K + "filter.cuh",
+           "? prim::fmax(probability, eps) : probability", "? prim::fmax(probability, p.eps) : probability", "columns d_embeddings", "cuda_raised a_raised_eps_is_unbiased"),
+    mutant("redo: the final test with the filter's eps", K + "filter.cu",
+           "filter::least(a.problem, smem.eps[row], smem.start[row], v)", "filter::least(a.problem, a.problem.eps, smem.start[row], v)", "filter", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: the shares of the round are written again, by others", K + "logits_epilogue.cuh",
+           "        if (a.redo) return;\n", "", "forward_sm80", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: the first row blocks, not those on the list", K + "forward_sm90.cu",
+           "a.forward.redo_block[item.unit] :", "item.unit + 1 :", "forward_sm90", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: every row block", K + "forward_sm80.cu",
+           "(a.redo && a.forward.pools[row_block].redone != a.round + 1)", "(a.redo && a.round > 99)", "forward_sm80", "cuda_raised blocks_that_overflow_are"),
     # columns, dC, dE
     mutant("column scan: the last class left out", K + "columns.cu",
            "if (first + i < vocab) a.backward.column_begin", "if (first + i + 1 < vocab) a.backward.column_begin", "columns", "two_tiles_plus_1/1"),
@@ -156,7 +181,7 @@ HOPPER = [
     mutant("cluster: a block leaves while the other writes into it", K + "forward_sm90.cu",
            "        prim::syncwarp();\n        prim::cluster_sync();", "        prim::syncwarp();", "forward_sm90", CLUSTERS),
     mutant("cluster: row blocks of a unit exchanged for the producer", K + "forward_sm90.cu",
-           "rank, item.unit * CLUSTER + rank, item.first_tile", "rank, item.unit * CLUSTER + (CLUSTER - 1 - rank), item.first_tile", "forward_sm90", CLUSTERS),
+           "row_block_of<CLUSTER>(a.args, item, rank), item.first_tile", "row_block_of<CLUSTER>(a.args, item, CLUSTER - 1 - rank), item.first_tile", "forward_sm90", CLUSTERS),
     mutant("a share that nobody has is not said to be none", K + "hopper_schedule.cuh",
            "tiles == last_tiles ? 1 : 0", "0", "forward_sm90", CLUSTERS),
     mutant("the tails of two units go to the first", K + "hopper_schedule.cuh",

@@ -254,6 +254,7 @@ fn the_device_shares_the_work_out_as_planned() {
             aligned: true,
             options: CceOptions::default(),
             kernels,
+            room: None,
         };
         let device = DeviceInfo { l2_bytes, ..DeviceInfo::H100 };
         let plan = LaunchPlan::new(&workload, &device).expect("fits");

@@ -7,21 +7,23 @@ mod common;
 use common::compare::bits;
 use common::suite::{self, Got};
 use common::{Expected, Logits, OwnedUpstream, Spec, Tensors};
-use cut_cross_entropy::plan::KernelFamily;
-use cut_cross_entropy::{CceOptions, CudaStaged, DType, Forward, GradientFilter, Problem};
+use cut_cross_entropy::plan::{KernelFamily, Workload};
+use cut_cross_entropy::{CceOptions, CudaStaged, DType, Forward, GradientFilter, Problem, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Candidates a row: less than half of what a flat softmax keeps at [`EPS`].
 const ROOM: usize = 28;
 const EPS: f32 = 1.0 / 64.0;
+const VOCAB: usize = 3000;
 
 /// The settings of the emulator are those of the process: one test at a time.
 fn emulated(config: &Config) -> (MutexGuard<'static, ()>, CudaStaged) {
     static ONE: Mutex<()> = Mutex::new(());
     let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     emulator::install().expect("the emulator is built with this test");
-    emulator::configure(&Config { device: "h100".into(), ..config.clone() });
+    // One multiprocessor is busy for long enough that the planner finds three rounds worth their time.
+    emulator::configure(&Config { device: "h100".into(), multiprocessors: 1, ..config.clone() });
     let backend = CudaStaged::new(0).expect("an emulated device").with_room(ROOM);
     (guard, backend)
 }
@@ -43,6 +45,11 @@ fn flat_and_sharp(tokens: usize, sharp: usize, hidden: usize, vocab: usize, dtyp
         row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
     }
     tensors
+}
+
+fn workload(dtype: DType, kernels: KernelFamily) -> Workload {
+    let shape = Shape { tokens: 150, hidden: 8, vocab: VOCAB };
+    Workload { shape, dtype, bias: false, aligned: true, options: unbiased(EPS, 5), kernels, room: Some(ROOM) }
 }
 
 fn unbiased(eps: f32, seed: u64) -> CceOptions {
@@ -79,7 +86,9 @@ fn blocks_that_overflow_are_kept_with_a_larger_eps_beside_others_that_are_not() 
     for (family, dtype) in KERNELS {
         let (_guard, backend) = emulated(&Config::default());
         let backend = backend.with_kernels(family);
-        let tensors = flat_and_sharp(150, 128, 8, 1500, dtype);
+        let plan = backend.cuda().plan(&workload(dtype, family)).expect("a plan");
+        assert_eq!(plan.rounds.len(), 3, "{plan}");
+        let tensors = flat_and_sharp(150, 128, 8, VOCAB, dtype);
         for label_smoothing in [0.0, 0.1] {
             let options = CceOptions { label_smoothing, ..unbiased(EPS, 5) };
             let (got, rows) = check(&backend, &tensors, &options, |rows, i| Some(rows[i]));
@@ -97,7 +106,7 @@ fn blocks_that_overflow_are_kept_with_a_larger_eps_beside_others_that_are_not() 
 fn a_raised_eps_is_unbiased() {
     // Over seeds the mean's error must be that of independent draws, 1 / sqrt(seeds).
     let (_guard, backend) = emulated(&unchecked());
-    let tensors = flat_and_sharp(128, 128, 8, 1500, DType::F32);
+    let tensors = flat_and_sharp(128, 128, 8, VOCAB, DType::F32);
     let upstream = OwnedUpstream::loss(1.0);
     let run = |filter| suite::run(&backend, &tensors, &CceOptions { filter, ..CceOptions::default() }, &upstream).1;
     let exact = run(GradientFilter::Exact);
@@ -106,7 +115,7 @@ fn a_raised_eps_is_unbiased() {
         ours.iter().zip(exact).map(|(x, e)| square(x - f64::from(*e))).sum::<f64>()
     };
     const SEEDS: u64 = 24;
-    let (mut sums, mut of_one) = ([vec![0.0; 128 * 8], vec![0.0; 1500 * 8]], [0.0; 2]);
+    let (mut sums, mut of_one) = ([vec![0.0; 128 * 8], vec![0.0; VOCAB * 8]], [0.0; 2]);
     for seed in 0..SEEDS {
         let got = run(GradientFilter::Unbiased { eps: EPS, seed });
         assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (0, 128));
@@ -127,7 +136,7 @@ fn a_raised_eps_is_unbiased() {
 #[test]
 fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
     for (family, dtype) in KERNELS {
-        let tensors = flat_and_sharp(300, 290, 8, 1500, dtype);
+        let tensors = flat_and_sharp(300, 290, 8, VOCAB, dtype);
         let run = |turn: usize| {
             let (_guard, backend) = emulated(&Config {
                 check: false,
@@ -157,7 +166,7 @@ fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
 fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_sparse() {
     // Until a row has summed up 64 equal classes, each of them may reach the threshold.
     let (_guard, backend) = emulated(&Config::default());
-    let tensors = flat_and_sharp(150, 128, 8, 1500, DType::F32);
+    let tensors = flat_and_sharp(150, 128, 8, VOCAB, DType::F32);
     let options = CceOptions { filter: GradientFilter::Threshold { eps: EPS }, ..CceOptions::default() };
     let (got, _) = check(&backend, &tensors, &options, |rows, i| (i >= 128).then_some(rows[i]));
     assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0));
@@ -165,18 +174,21 @@ fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_spars
 
 #[test]
 fn a_block_that_no_eps_helps_is_exact() {
-    // 36 classes with a little more than the ε that is tried each, and others that are nothing.
+    // 36 classes with a little more than the ε that is tried each, and others that are nothing: all over the vocabulary, so that it is
+    // the last round that does not fit; and in the second round, so that there are others when it is too late.
     for (family, dtype) in KERNELS {
-        let (_guard, backend) = emulated(&Config::default());
-        let vocab = 36 * 40;
-        let mut tensors = flat_and_sharp(150, 128, 8, vocab, dtype);
-        let bias = |v: usize| if v.is_multiple_of(40) { (v % 7) as f64 * 0.01 } else { -30.0 };
-        tensors.bias = Some(common::data::buffer(DType::F32, &(0..vocab).map(bias).collect::<Vec<_>>()));
-        tensors.targets.iter_mut().for_each(|target| *target -= *target % 40);
-        let options = unbiased(EPS, 3);
-        let (got, _) =
-            check(&backend.with_kernels(family), &tensors, &options, |rows, i| (i >= 128).then_some(rows[i]));
-        assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0), "{family}");
-        assert_eq!(emulator::take_reports(), Vec::<String>::new());
+        for (first, step) in [(0, 83), (600, 20)] {
+            let (_guard, backend) = emulated(&Config::default());
+            let mut tensors = flat_and_sharp(150, 128, 8, VOCAB, dtype);
+            let is_one = |v: usize| v >= first && (v - first).is_multiple_of(step) && (v - first) / step < 36;
+            let bias = |v: usize| if is_one(v) { (v % 7) as f64 * 0.01 } else { -30.0 };
+            tensors.bias = Some(common::data::buffer(DType::F32, &(0..VOCAB).map(bias).collect::<Vec<_>>()));
+            tensors.targets.iter_mut().for_each(|target| *target = (first + *target as usize % 36 * step) as i64);
+            let options = unbiased(EPS, 3);
+            let backend = backend.with_kernels(family);
+            let (got, _) = check(&backend, &tensors, &options, |rows, i| (i >= 128).then_some(rows[i]));
+            assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0), "{family}, from {first}");
+            assert_eq!(emulator::take_reports(), Vec::<String>::new());
+        }
     }
 }
