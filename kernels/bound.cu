@@ -46,7 +46,7 @@ __device__ __forceinline__ float known_bound(const LceArgs& a, u32 row, u32 lane
 }
 
 // By how much the block's eps rises, so that as many candidates as there are, or will be after the next round if that finds them as
-// the last did, come to AIM.
+// the last did, come to AIM. DESIGN.md, section 7, has what other rules come to.
 __device__ __forceinline__ float rise(const LceArgs& a, const LcePool& pool, u32 rows) {
     const float aim = AIM * float(a.block_entries - rows);       // the targets' entries are not captured
     float expected = float(pool.count);
@@ -55,8 +55,11 @@ __device__ __forceinline__ float rise(const LceArgs& a, const LcePool& pool, u32
         expected += float(pool.count - pool.before) * float(a.num_tiles) / float(a.first_tile - a.previous_tile);
     }
     const float up = prim::expf_accurate(ELASTICITY * prim::logf(prim::fmax(expected / aim, 1.0f)));
-    // No softmax keeps more than 1 / eps a row; what a round has summed up is known when it is done again.
-    return a.redo ? prim::fmin(up, prim::fmax(float(rows) / (aim * a.problem.eps), 1.0f)) : up;
+    if (!a.redo) return up;
+    // No softmax keeps more than 1 / eps a row of what has been summed up. That is sure to fit, and costs little before the last
+    // round: what is summed up then is more.
+    const float sure = prim::fmax(float(rows) / (aim * a.problem.eps), 1.0f);
+    return a.first_partial + a.splits == a.partials ? prim::fmin(up, sure) : sure;
 }
 
 }  // namespace
