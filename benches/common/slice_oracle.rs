@@ -23,6 +23,8 @@ pub struct Outcome<'a> {
     pub filter: GradientFilter,
     /// Rows that a sparse filter left to the exact path, in which case each row may be either.
     pub exact_rows: u64,
+    /// ε of each token's entries, where it is not the filter's for all.
+    pub row_eps: Option<&'a [f32]>,
     /// A baseline's softmax: the exponentials of a row are added up one after the other in f32.
     pub sums_plainly: bool,
 }
@@ -87,10 +89,8 @@ impl<'a> SliceOracle<'a> {
             within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), lse - z[target], 1e-4)?;
             let Some([d_embeddings, _]) = outcome.gradients else { continue };
             let mut compare = |filter| {
-                let entries = z
-                    .iter()
-                    .enumerate()
-                    .map(|(v, &z)| (v, self.entry(filter, outcome.sums_plainly, (*i, v), z, (z - lse).exp())));
+                let entries =
+                    z.iter().enumerate().map(|(v, &z)| (v, self.entry(outcome, filter, (*i, v), z, (z - lse).exp())));
                 let expected = combine(workload.wide_classifier(), shape.hidden, entries).rounded_to(dtype);
                 let ours = row_of(d_embeddings, *i, shape.hidden);
                 expected.compare(&mut worst.d_embeddings, &format!("d_embeddings[{i}]"), &ours, gradient_tolerance)
@@ -104,7 +104,7 @@ impl<'a> SliceOracle<'a> {
         let Some([_, d_classifier]) = outcome.gradients.filter(|_| !mixed) else { return Ok(worst) };
         for (v, z) in &self.classes {
             let entry = |(i, &z): (usize, &f64)| {
-                (i, self.entry(outcome.filter, outcome.sums_plainly, (i, *v), z, (z - workload.survey.lse[i]).exp()))
+                (i, self.entry(outcome, outcome.filter, (i, *v), z, (z - workload.survey.lse[i]).exp()))
             };
             let entries = z.iter().enumerate().map(entry);
             let expected = combine(workload.wide_embeddings(), shape.hidden, entries).rounded_to(dtype);
@@ -117,15 +117,15 @@ impl<'a> SliceOracle<'a> {
     /// The loss's derivative by one product as the filter leaves it, and by how much it may differ if it lies on the threshold.
     fn entry(
         &self,
+        outcome: &Outcome<'_>,
         filter: GradientFilter,
-        sums_plainly: bool,
         (token, class): (usize, usize),
         z: f64,
         p: f64,
     ) -> (f64, f64) {
         let weight = self.workload.capped_derivative(z) / self.workload.shape.tokens as f64;
         let is_target = self.workload.targets[token] as usize == class;
-        let eps = f64::from(filter.eps());
+        let eps = f64::from(outcome.row_eps.map_or(filter.eps(), |eps| eps[token]));
         let (kept, threshold) = match filter {
             _ if is_target => (p - 1.0, 0.0),
             GradientFilter::Exact => (p, 0.0),
@@ -141,7 +141,7 @@ impl<'a> SliceOracle<'a> {
             // sum of V terms also loses what is below half a unit of 1, and its logits' roundings do not cancel.
             () if is_target => {
                 let plain = 4.0 * z.abs() + (self.workload.shape.vocab as f64).sqrt();
-                p * (16.0 + if sums_plainly { plain } else { 0.0 }) * f64::from(f32::EPSILON) / 2.0
+                p * (16.0 + if outcome.sums_plainly { plain } else { 0.0 }) * f64::from(f32::EPSILON) / 2.0
             }
             () if borderline => p.max(eps),
             () => 0.0,

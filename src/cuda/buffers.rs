@@ -306,8 +306,11 @@ impl Forward<DeviceMemory> {
         saved.check()
     }
 
-    /// The ε that each token's entries were kept with, 0 for ignored tokens. For tests; waits.
-    #[doc(hidden)]
+    /// The ε that each token's entries are kept with, 0 for ignored tokens: the filter's, or a larger one where
+    /// [`Telemetry::raised_rows`] counts the row. Waits for the forward.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
     pub fn row_eps(&self) -> Result<Vec<f32>> {
         let saved = self.saved.downcast_ref::<super::Saved>();
         saved.map_or_else(|| Ok(Vec::new()), super::Saved::row_eps)

@@ -284,6 +284,7 @@ fn report(
             "kept_entries": telemetry.map(|t| t.kept_entries),
             "kept_mass": telemetry.map(|t| t.kept_mass),
             "exact_rows": telemetry.map(|t| t.exact_rows),
+            "raised_rows": telemetry.map(|t| t.raised_rows),
         });
         println!("{object}");
         return;
@@ -296,12 +297,13 @@ fn report(
     println!("forward {:.3} ms", outcome.forward_ms);
     if let Some((ms, telemetry)) = outcome.backward_ms.zip(telemetry) {
         println!(
-            "backward {ms:.3} ms; {} entries kept ({:.1} a row, {:.2} % of the mass), {} of {} rows exact",
+            "backward {ms:.3} ms; {} entries kept ({:.1} a row, {:.2} % of the mass), {} of {} rows exact, {} with a larger ε",
             telemetry.kept_entries,
             telemetry.kept_per_row(),
             100.0 * telemetry.kept_mass,
             telemetry.exact_rows,
             telemetry.rows,
+            telemetry.raised_rows,
         );
     }
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;

@@ -117,6 +117,7 @@ impl Runner for CpuRunner<'_> {
             gradients: method.has_backward().then_some([&self.d_embeddings, &self.d_classifier]),
             filter: method.filter(),
             exact_rows: self.last.exact_rows,
+            row_eps: None,
             sums_plainly: method == Method::Baseline,
         })
     }

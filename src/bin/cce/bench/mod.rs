@@ -260,7 +260,7 @@ fn verify(
         };
         let planned_bytes = runner.planned_bytes(method)?;
         let Agreement { loss, per_token, d_embeddings, d_classifier } = agreement;
-        let Telemetry { rows, exact_rows, .. } = step.telemetry;
+        let Telemetry { rows, exact_rows, raised_rows, .. } = step.telemetry;
         progress.suspend(|| {
             print!("verified {:<18} error/tolerance: loss {loss:.3}, per token {per_token:.3}", method.name());
             if method.has_backward() {
@@ -268,6 +268,9 @@ fn verify(
             }
             if exact_rows > 0 && exact_rows < rows {
                 print!("; {exact_rows} of {rows} rows took the exact path");
+            }
+            if raised_rows > 0 {
+                print!("; {raised_rows} of {rows} rows took a larger ε");
             }
             planned_bytes.iter().for_each(|&bytes| print!("; planned workspace {:.1} MiB", report::mib(bytes)));
             println!();

@@ -229,6 +229,7 @@ struct Last {
     nll: Vec<f32>,
     lse: Vec<f32>,
     exact_rows: u64,
+    row_eps: Option<Vec<f32>>,
 }
 
 fn slice(buffer: &DeviceBuffer) -> anyhow::Result<DeviceSlice<'_>> {
@@ -295,7 +296,8 @@ impl<'a> CudaRunner<'a> {
             forward.check()?;
             let (nll, lse) = (device.stream().clone_dtoh(&forward.nll)?, device.stream().clone_dtoh(&forward.lse)?);
             let loss = forward.loss.read()?;
-            self.last = Last { loss, nll, lse, exact_rows: telemetry.exact_rows };
+            let row_eps = (telemetry.raised_rows > 0).then(|| forward.row_eps()).transpose()?;
+            self.last = Last { loss, nll, lse, exact_rows: telemetry.exact_rows, row_eps };
             Ok(Step { forward: forward_time, backward, peak_bytes: 0, telemetry, loss })
         })?;
         let outputs = 4 * size_of::<f32>() * tokens; // losses, nll, lse, target_logit
@@ -308,7 +310,7 @@ impl<'a> CudaRunner<'a> {
         let ((), forward) = self.device.timed(|| self.baseline.forward(self.device, &tensors))?;
         let ((), backward) = self.device.timed(|| self.baseline.backward(self.device, &tensors))?;
         let (loss, nll, lse) = self.baseline.results(self.device)?;
-        self.last = Last { loss, nll, lse, exact_rows: 0 };
+        self.last = Last { loss, nll, lse, exact_rows: 0, row_eps: None };
         let peak_bytes = Baseline::bytes(self.workload.shape, self.dtype);
         Ok(Step { forward, backward, peak_bytes, telemetry: Telemetry::default(), loss })
     }
@@ -372,6 +374,7 @@ impl Runner for CudaRunner<'_> {
             gradients,
             filter: method.filter(),
             exact_rows: self.last.exact_rows,
+            row_eps: self.last.row_eps.as_deref(),
             sums_plainly: method == Method::Baseline,
         })
     }
