@@ -518,10 +518,12 @@ impl std::fmt::Display for LaunchPlan {
             for step in steps {
                 match step {
                     Step::Fill { region, byte } => writeln!(f, "  {title:<8}  fill {region} with {byte:#04x}")?,
-                    Step::Launch(Launch { entry_point, kernel, grid: [x, y], .. }) => writeln!(
+                    Step::Launch(Launch { entry_point, kernel, grid: [x, y], redo, .. }) => writeln!(
                         f,
-                        "  {title:<8}  {entry_point:<34} grid {x:>6} x {y:<3} block {:>4}  shared {:>6} B",
-                        kernel.threads, kernel.shared
+                        "  {title:<8}  {entry_point:<34} grid {x:>6} x {y:<3} block {:>4}  shared {:>6} B{}",
+                        kernel.threads,
+                        kernel.shared,
+                        if *redo { ", where candidates outgrew their room" } else { "" }
                     )?,
                 }
             }
