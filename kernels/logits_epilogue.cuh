@@ -429,12 +429,12 @@ public:
     // tile, by all threads.
     template <class Barrier>
     __device__ __forceinline__ void finish(Sums<PARTS, STATE_ROWS>& sums, u32 block, u32 split, u32 thread_idx, u32 threads, Barrier barrier) {
-        if (a.redo) return;
 #pragma unroll
         for (u32 k = 0; k < OWNED<ROWS>; ++k) {
             if (is_owner<ROWS>()) sums.value[part][row(owned_row<ROWS>(k))] = sum[k];
         }
         barrier();
+        if (a.redo) return;
         const u32 num_rows = a.saved.header->num_rows;
         for (u32 i = thread_idx; i < STATE_ROWS; i += threads) {
             const u32 row = block * STATE_ROWS + i;

@@ -306,8 +306,8 @@ impl Forward<DeviceMemory> {
         saved.check()
     }
 
-    /// The ε that each token's entries are kept with, 0 for ignored tokens: the filter's, or a larger one where
-    /// [`Telemetry::raised_rows`] counts the row. Waits for the forward.
+    /// The ε that each token's entries are kept with: the filter's, or a larger one where [`Telemetry::raised_rows`] counts the
+    /// row; 0 for tokens that are exact or ignored. Of a forward that captured. Waits for it.
     ///
     /// # Errors
     /// [`Error::Device`].

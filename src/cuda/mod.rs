@@ -133,7 +133,10 @@ impl Saved {
         let rows = region("token_row").chunks_exact(4).map(bytemuck::pod_read_unaligned::<u32>);
         let statistics = region("statistics").chunks_exact(size_of::<abi::LceRowStatistics>());
         let eps: Vec<f32> = statistics.map(|s| bytemuck::pod_read_unaligned::<abi::LceRowStatistics>(s).eps).collect();
-        Ok(rows.map(|row| eps.get(row as usize).copied().unwrap_or(0.0)).collect())
+        let counts: Vec<u32> = region("entry_count").chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+        let is_exact = |row: &u32| counts.get(*row as usize) == Some(&abi::NONE);
+        let of_row = |row: u32| eps.get(row as usize).copied().filter(|_| !is_exact(&row)).unwrap_or(0.0);
+        Ok(rows.map(of_row).collect())
     }
 }
 

@@ -91,10 +91,24 @@ pub fn check_one(
     options: &CceOptions,
     upstream: &OwnedUpstream,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
+    check_one_by_row(backend, tensors, options, upstream, None)
+}
+
+/// The same for a backend whose rows may each have an ε of their own, or be exact.
+pub fn check_one_by_row(
+    backend: &HostBackend,
+    tensors: &Tensors,
+    options: &CceOptions,
+    upstream: &OwnedUpstream,
+    row_eps: Option<&RowEps>,
+) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let inputs = tensors.inputs();
     let problem = Problem::new(&inputs, options).map_err(|e| e.to_string())?;
-    check_against(backend, tensors, options, upstream, &expected(backend, &problem))
+    check_against(backend, tensors, options, upstream, &expected(backend, &problem), row_eps)
 }
+
+/// The ε with which a backend kept each token's entries, 0 where it computed them exactly.
+pub type RowEps = dyn Fn(&cut_cross_entropy::Forward) -> Vec<f32>;
 
 /// What this backend should return: GPUs feed their matrix units the type of the inputs.
 fn expected(backend: &HostBackend, problem: &Problem<'_>) -> Expected {
@@ -108,10 +122,17 @@ fn check_against(
     options: &CceOptions,
     upstream: &OwnedUpstream,
     expected: &Expected,
+    row_eps: Option<&RowEps>,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let (forward, got) = run(backend, tensors, options, upstream);
     expected.check_forward(&forward)?;
-    let gradients = expected.gradients(&upstream.widen(tensors.spec.tokens), options.filter);
+    let upstream = upstream.widen(tensors.spec.tokens);
+    let gradients = match row_eps.map(|row_eps| row_eps(&forward)) {
+        None => expected.gradients(&upstream, options.filter),
+        Some(eps) => {
+            expected.gradients_by_row(&upstream, options.filter, |i| Some(eps[i].into()).filter(|&eps| eps > 0.0))
+        }
+    };
     gradients.check_telemetry(&got.telemetry)?;
     let hidden = tensors.spec.hidden;
     gradients.check(hidden, Some(&got.d_embeddings), Some(&got.d_classifier), got.d_bias.as_ref())?;
@@ -125,15 +146,26 @@ pub fn check_case(backend: &HostBackend, case: &Case) -> Result<(), String> {
 
 /// One case under some filters.
 pub fn check_case_under(backend: &HostBackend, case: &Case, filters: &[GradientFilter]) -> Result<(), String> {
+    check_case_by_row(backend, case, filters, None).map(drop)
+}
+
+/// As [`check_one_by_row`]. What became of the rows, filter by filter.
+pub fn check_case_by_row(
+    backend: &HostBackend,
+    case: &Case,
+    filters: &[GradientFilter],
+    row_eps: Option<&RowEps>,
+) -> Result<Vec<Telemetry>, String> {
     let (tensors, upstream) = (tensors(case), upstream(case));
     let inputs = tensors.inputs();
     let expected = expected(backend, &Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?);
-    for &filter in filters {
+    let under = |&filter: &GradientFilter| {
         let options = CceOptions { filter, ..case.options };
-        check_against(backend, &tensors, &options, &upstream, &expected)
-            .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))?;
-    }
-    Ok(())
+        check_against(backend, &tensors, &options, &upstream, &expected, row_eps)
+            .map(|(_, got)| got.telemetry)
+            .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))
+    };
+    filters.iter().map(under).collect()
 }
 
 /// Every case, all failures together.
