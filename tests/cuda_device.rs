@@ -4,4 +4,18 @@
 #[macro_use]
 mod common;
 
+use common::room;
+
 conformance!(cuda, cut_cross_entropy::CudaStaged::new(0).map_err(|error| error.to_string()));
+
+#[test]
+fn matches_the_oracle_with_hardly_any_room() {
+    match cut_cross_entropy::CudaStaged::new(0) {
+        Ok(backend) => {
+            let raised = [room::cases(), room::cases_in_16_bits()]
+                .map(|cases| room::check(&backend, &cases, &[1.0 / 256.0, 1.0 / 1024.0]));
+            assert!(raised.iter().all(|&raised| raised >= 20), "{raised:?} cases had a row with an ε of its own");
+        }
+        Err(error) => common::conformance::skip("cuda", error.to_string()),
+    }
+}

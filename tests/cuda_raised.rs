@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::cases;
 use common::compare::bits;
+use common::room::{self, row_eps};
 use common::suite::{self, Got};
 use common::{Logits, OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::plan::{KernelFamily, Workload};
-use cut_cross_entropy::{CceOptions, CudaStaged, DType, Forward, GradientFilter, Shape};
+use cut_cross_entropy::{CceOptions, CudaStaged, DType, GradientFilter, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -55,10 +55,6 @@ fn workload(dtype: DType, kernels: KernelFamily) -> Workload {
 
 fn unbiased(eps: f32, seed: u64) -> CceOptions {
     CceOptions { filter: GradientFilter::Unbiased { eps, seed }, ..CceOptions::default() }
-}
-
-fn row_eps(forward: &Forward) -> Vec<f32> {
-    CudaStaged::on_device(forward).expect("computed by it").row_eps().expect("readable")
 }
 
 /// Runs, and compares everything with the oracle under each row's own ε.
@@ -181,21 +177,10 @@ fn a_block_that_no_eps_helps_is_exact() {
     }
 }
 
-/// What other tests do with plenty of room, with hardly any.
 #[test]
 fn every_case_matches_the_oracle_with_hardly_any_room() {
     let (_guard, backend) = emulated(&Config { check: false, workers: 2, ..Config::default() });
-    let filters = [1.0 / 256.0, 1.0 / 1024.0].map(|eps| GradientFilter::Unbiased { eps, seed: 0xDEAD_BEEF_0BAD_CAFE });
-    let all = [cases::dtypes(), cases::options(), cases::distributions(), cases::shapes()].concat();
-    let (mut raised, mut failures) = (0, Vec::new());
-    // Without capture the backward alone knows.
-    for case in all.iter().filter(|case| case.options.capture && case.spec.tokens * case.spec.vocab <= 200_000) {
-        let backend = backend.clone().with_room(6);
-        match suite::check_case_by_row(&backend, case, &filters, Some(&row_eps)) {
-            Ok(telemetry) => raised += usize::from(telemetry.iter().any(|telemetry| telemetry.raised_rows > 0)),
-            Err(message) => failures.push(message),
-        }
-    }
-    assert!(failures.is_empty(), "{} of {} cases\n{}", failures.len(), all.len(), failures.join("\n"));
-    assert!(raised >= 20, "{raised} cases had a row with an eps of its own");
+    let backend = backend.with_kernels(KernelFamily::Portable);
+    let raised = room::check(&backend, &room::cases(), &[1.0 / 256.0, 1.0 / 1024.0]);
+    assert!(raised >= 20, "{raised} cases had a row with an ε of its own");
 }

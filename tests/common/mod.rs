@@ -10,6 +10,8 @@ pub mod data;
 pub mod expected;
 pub mod naive;
 pub mod picked;
+#[cfg(feature = "cuda")]
+pub mod room;
 pub mod suite;
 
 pub use compare::{assert_close, check_close, frobenius};
