@@ -115,7 +115,6 @@ struct LceForwardScratch {
     LcePool* pools;                          // [row_blocks]
     LceEntry* pool;                          // [row_blocks, block_entries] (row in block << CLASS_BITS | class, logit)
     u32* redo_count;                         // [rounds] row blocks that do this round again
-    u32* redo_block;                         // [row_blocks] which, in any order
     float* kept_mass;                        // [N] softmax mass of the row's kept entries
 };
 
@@ -165,7 +164,7 @@ struct LceArgs {
     LceSink d_embeddings, d_classifier, d_bias;
     LceBackwardScratch backward;
     u32 row_blocks;                          // ceil(N / BLOCK_N)
-    u32 block_entries;                       // room of a row block in pool and entries; rows beyond it take the exact path
+    u32 block_entries;                       // room of a row block in pool and entries
     u32 capture;                             // 1: this forward puts candidates aside
     u32 partials;                            // (round, split) pairs in all
     u32 first_partial;                       // of this round: split s of it writes partial first_partial + s

@@ -5,7 +5,7 @@
 //
 // After a round (redo): a pool that has overflowed goes back to what it held before, less what a larger eps drops, and its row block
 // does the round again. From then on its eps rises as far as the next round is expected to need. It does so by way of the bounds, which
-// then are above what is known: eps exp(bound) is all that a candidate meets. A larger eps keeps a part of what a smaller one keeps, so
+// then are above what is known: eps exp(bound) is what a candidate meets. A larger eps keeps a part of what a smaller one keeps, so
 // that nothing is missing, and is as unbiased: it costs variance, not time.
 #include "block_scan.cuh"
 #include "filter.cuh"
@@ -41,25 +41,28 @@ __device__ __forceinline__ float known_bound(const LceArgs& a, u32 row, u32 lane
     }
     sum = softmax::sum_over_lanes(sum);
     if (!(sum > 0.0f)) return softmax::negative_infinity();
-    // Lowered by more than the rounding of the sum, which is relative to the maximum.
-    return max + prim::logf(sum) - prim::fabs(max) * (1.0f / 4194304.0f);
+    // Lowered by more than the roundings: of the sum's terms, and of the result, which is relative to the maximum.
+    return max + prim::logf(sum) - 1e-5f - prim::fabs(max) * (1.0f / 4194304.0f);
 }
 
-// By how much the block's eps rises, so that as many candidates as there are, or will be after the next round if that finds them as
-// the last did, come to AIM. DESIGN.md, section 7, has what other rules come to.
-__device__ __forceinline__ float rise(const LceArgs& a, const LcePool& pool, u32 rows) {
-    const float aim = AIM * float(a.block_entries - rows);       // the targets' entries are not captured
-    float expected = float(pool.count);
+// By how much the logarithm of eps rises, and the most that eps exp(bound) may be above eps exp(known). DESIGN.md, section 7, has
+// what other rules come to.
+struct Rise { float log_up, log_most; };
+
+// So that as many candidates as there are, or will be after the next round if that finds them as the last did, come to AIM.
+__device__ __forceinline__ Rise rise(const LceArgs& a, const LcePool& pool, u32 rows) {
+    if (!a.redo && pool.redone == 0) return {0.0f, 0.0f};
+    const float aim = AIM * float(a.block_entries - rows);       // in the lists each row has an entry of its target besides
+    // No softmax keeps more than 1 / eps a row of what has been summed up. That is sure to fit, and before the last round costs little:
+    // there is more to be summed up.
+    const float log_sure = prim::logf(prim::fmax(float(rows) / (aim * a.problem.eps), 1.0f));
+    float expected = float(pool.count), log_most = log_sure;
+    if (a.redo && a.first_partial + a.splits < a.partials) return {-softmax::negative_infinity(), log_sure};
     if (!a.redo) {
-        if (pool.redone == 0) return 1.0f;
         expected += float(pool.count - pool.before) * float(a.num_tiles) / float(a.first_tile - a.previous_tile);
+        log_most += prim::logf(float(a.first_tile + a.num_tiles) / float(a.first_tile));
     }
-    const float up = prim::expf_accurate(ELASTICITY * prim::logf(prim::fmax(expected / aim, 1.0f)));
-    if (!a.redo) return up;
-    // No softmax keeps more than 1 / eps a row of what has been summed up. That is sure to fit, and costs little before the last
-    // round: what is summed up then is more.
-    const float sure = prim::fmax(float(rows) / (aim * a.problem.eps), 1.0f);
-    return a.first_partial + a.splits == a.partials ? prim::fmin(up, sure) : sure;
+    return {ELASTICITY * prim::logf(prim::fmax(expected / aim, 1.0f)), log_most};
 }
 
 }  // namespace
@@ -71,19 +74,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_bound(const __grid_con
     const u32 rows = num_rows - first_row < BLOCK_N ? num_rows - first_row : BLOCK_N;
     LcePool& own = a.forward.pools[blockIdx.x];
     const LcePool pool = own;
-    const bool overflowed = pool.count > a.block_entries;
-    if (a.redo && (!overflowed || pool.before == NONE)) return;
-    const bool lost = overflowed && !a.redo;     // candidates, for good: the rows will be exact, and need no more
+    // The lists have an entry of each row's target besides: what a pool just holds need not fit them.
+    if (a.redo && (pool.count <= a.block_entries - rows || pool.before == NONE)) return;
+    const bool lost = !a.redo && pool.count > a.block_entries;       // candidates, for good: the rows will be exact, and need no more
 
     // ---- bounds -------------------------------------------------------------------------------------------------------------
     static_assert(THREADS == BLOCK_N * softmax::LANES, "eight lanes a row");
     const u32 r = t / softmax::LANES, lane = t % softmax::LANES;
-    const float up = rise(a, pool, rows);
+    const Rise up = rise(a, pool, rows);
     if (r < rows) {
         const float known = known_bound(a, first_row + r, lane, a.first_partial + (a.redo ? a.splits : 0));
         if (lane == 0) {
             float& bound = a.forward.bound[first_row + r];
-            smem.bound[r] = bound = lost ? -softmax::negative_infinity() : prim::fmax(bound, known) + prim::logf(up);
+            const float least = prim::fmax(bound, known), raised = prim::fmin(least + up.log_up, known + up.log_most);
+            smem.bound[r] = bound = lost ? -softmax::negative_infinity() : prim::fmax(least, raised);
             smem.start[r] = filter::row_start(a.problem.seed, a.saved.row_token[first_row + r]);
         }
     }
@@ -92,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_bound(const __grid_con
     // ---- half full, or a larger eps: keep what may still pass ---------------------------------------------------------------
     const u32 captured = a.redo ? pool.before : pool.count;
     u32 kept = captured;
-    if (!lost && (a.redo || up > 1.0f || captured > a.block_entries / 2)) {
+    if (!lost && (a.redo || up.log_up > 0.0f || captured > a.block_entries / 2)) {
         LceEntry* entries = a.forward.pool + u64(blockIdx.x) * a.block_entries;
         kept = 0;                            // never more than have been looked at: nothing unread is overwritten
         for (u32 base = 0; base < captured; base += THREADS * ENTRIES) {
@@ -120,5 +124,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_bound(const __grid_con
     }
     if (t != 0) return;
     own = {kept, lost ? NONE : kept, a.redo ? a.round + 1 : pool.redone};
-    if (a.redo) a.forward.redo_block[prim::atomic_add(&a.forward.redo_count[a.round], 1u)] = blockIdx.x;
+    if (a.redo) prim::atomic_add(&a.forward.redo_count[a.round], 1u);
 }

@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(256) lce_combine(const __grid_const
     s.entropy = p.entropy ? float(log_sum - totals.weighted / totals.sum) : 0.0f;
     s.target_logit = y == NONE ? softmax::not_a_number() : a.saved.statistics[row].target_logit;
     s.argmax = argmax;
-    s.eps = a.capture ? p.eps * prim::fmax(1.0f, prim::expf_accurate(a.forward.bound[row] - s.lse)) : p.eps;
+    s.eps = a.capture ? p.eps * prim::fmax(1.0f, float(prim::exp((f64(a.forward.bound[row]) - f64(max)) - log_sum))) : p.eps;
     a.saved.statistics[row] = s;
 
     // ---- outputs of the token -------------------------------------------------------------------------------------

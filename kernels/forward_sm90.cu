@@ -26,9 +26,13 @@ struct Smem {
 };
 static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_forward_sm90");
 
-// Which row block a unit is: of a round that is done again, the unit-th on the list.
+// Which row block a unit is: of a round that is done again, the unit-th of those that do it.
 template <u32 CLUSTER> __device__ __forceinline__ u32 row_block_of(const LceArgs& a, const Item& item, u32 rank) {
-    return a.redo ? a.forward.redo_block[item.unit] : item.unit * CLUSTER + rank;
+    if (!a.redo) return item.unit * CLUSTER + rank;
+    u32 row_block = 0;
+    for (u32 before = 0;; ++row_block) {
+        if (a.forward.pools[row_block].redone == a.round + 1 && before++ == item.unit) return row_block;
+    }
 }
 
 // Partials [begin, end) of the round, which nobody has a share for.

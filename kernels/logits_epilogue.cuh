@@ -95,7 +95,8 @@ template <u32 M, u32 C, u32 PARTS, u32 STATE_ROWS = BLOCK_N> class Epilogue {
 
     __device__ __forceinline__ float threshold(u32 in_block, float max, float at_least) const {
         const float known = prim::ex2(prim::fmin((state.bound[in_block] - softmax::reference(max)) * LOG2_E, 80.0f));
-        return a.problem.eps * SLACK * prim::fmax(known, at_least);
+        const float least = prim::fmax(known, at_least);     // 0 where the sum is NaN: such rows are exact
+        return least > 0.0f ? a.problem.eps * SLACK * least : OUT_OF_REACH;
     }
 
     __device__ __forceinline__ void to_logits(u32 first_class, float (&acc)[M][C][4]) const {

@@ -165,7 +165,8 @@ impl CceOptions {
         require(self.z_loss.is_finite() && self.z_loss >= 0.0, "z_loss", self.z_loss, "finite and not negative")?;
         if self.filter != GradientFilter::Exact {
             let eps = self.filter.eps();
-            require(eps > 0.0 && eps <= 1.0, "filter.eps", eps, "in (0, 1]")?;
+            // Its reciprocal is finite.
+            require(eps.is_normal() && eps > 0.0 && eps <= 1.0, "filter.eps", eps, "a normal number in (0, 1]")?;
         }
         Ok(())
     }

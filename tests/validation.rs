@@ -121,7 +121,7 @@ fn options_out_of_range_name_themselves() {
     for bad in [-1e-9, nan, inf] {
         says(&refused_option(CceOptions { z_loss: bad, ..default }), &["z_loss", "finite and not negative"]);
     }
-    for eps in [0.0, -0.5, 1.5, nan] {
+    for eps in [0.0, -0.5, 1.5, 1e-40, nan] {
         for filter in [GradientFilter::Unbiased { eps, seed: 0 }, GradientFilter::Threshold { eps }] {
             let error = refused_option(CceOptions { filter, ..default });
             says(&error, &["filter.eps", "in (0, 1]"]);

@@ -109,7 +109,6 @@ mirror! {
         pools: Address,
         pool: Address,
         redo_count: Address,
-        redo_block: Address,
         kept_mass: Address,
     }
     LceUpstream {

@@ -150,7 +150,6 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
             pools: region("pools"),
             pool: region("pool"),
             redo_count: region("redo_count"),
-            redo_block: region("redo_block"),
             kept_mass: region("kept_mass"),
         },
         backward: LceBackwardScratch {

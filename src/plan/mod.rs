@@ -169,8 +169,8 @@ pub struct LaunchPlan {
     /// Blocks of [`BLOCK_N`] tokens.
     pub row_blocks: u32,
     /// Candidates that the rows of a block have room for, together, their targets included. With more, the unbiased filter
-    /// raises the block's ε; under a threshold its rows take the exact path. `min(128, N) (room + 1)` or, where `N < 128`, up to 128 times that, `room` being
-    /// 20 MiB / (8 N) but at least 320, at most 2 / ε, and at most V.
+    /// raises the block's ε; under a threshold its rows take the exact path. `min(128, N) (room + 1)` or, where `N < 128`,
+    /// up to 128 times that; `room` is [`Workload::room`], or 20 MiB / (8 N) but at least 320 and at most 2 / ε; at most V.
     pub block_entries: u32,
     /// Rows of a panel of the exact path.
     pub exact_panel_rows: u32,
@@ -312,6 +312,9 @@ impl LaunchPlan {
         if self.capture || smoothing {
             steps.launch(kernels::TARGET_LOGIT, rows(8));
         }
+        let most_rows = tokens.min(BLOCK_N) as u64;
+        let all_fit =
+            |round: &Round| most_rows * (u64::from(round.num_tiles * round.tile) + 1) <= self.block_entries.into();
         let raises = self.capture && matches!(self.workload.options.filter, GradientFilter::Unbiased { .. });
         for (index, round) in self.rounds.iter().enumerate() {
             if self.capture && index > 0 {
@@ -324,7 +327,9 @@ impl LaunchPlan {
             } else {
                 steps.launch_round(kernels::FORWARD, [self.row_blocks, round.splits], *round, false);
             }
-            if raises {
+            // Each class that there is fits.
+            let fits = index == 0 && all_fit(round);
+            if raises && !fits {
                 steps.launch_round(kernels::BOUND, [self.row_blocks, 1], *round, true);
                 let (kernel, grid) = match self.hopper {
                     true => (kernels::FORWARD_HOPPER, [self.device.sm_count, 1]),

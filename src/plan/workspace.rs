@@ -70,7 +70,7 @@ impl Workspace {
         let sparse = s.capture && s.columns;
         let (smooth_rows, smooth_columns) = (s.spread && s.d_embeddings, s.spread && s.columns);
         use Group::{Backward, Forward, Saved};
-        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 31] = [
+        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 30] = [
             ("header", Saved, true, "64", &[64]),
             ("token_row", Saved, true, "4 N", &[4, n]),
             ("row_token", Saved, true, "4 N", &[4, n]),
@@ -87,7 +87,6 @@ impl Workspace {
             ("pools", Forward, s.capture, "12 row_blocks", &[12, s.row_blocks]),
             ("pool", Forward, s.capture, "8 row_blocks block_entries", &[8, s.row_blocks, s.block_entries]),
             ("redo_count", Forward, s.capture, "4 rounds", &[4, s.rounds]),
-            ("redo_block", Forward, s.capture, "4 row_blocks", &[4, s.row_blocks]),
             ("kept_mass", Forward, s.capture, "4 N", &[4, n]),
             ("coefficients", Backward, any, "16 N", &[16, n]),
             ("column_begin", Backward, sparse, "4 (V + 1)", &[4, v + 1]),
