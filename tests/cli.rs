@@ -510,6 +510,32 @@ fn the_plan_for_a_gpu_that_is_not_there_follows_the_choice_of_kernels() {
     assert!(text(&refused.stderr).contains("a lead is 0 to 3 steps"), "{}", text(&refused.stderr));
 }
 
+/// As in `cce info | head -1`: no panic, no message, the status that shells give a broken pipe; and a file that was asked for
+/// is complete.
+#[test]
+fn a_reader_that_is_gone_ends_every_command_quietly() {
+    let setting = Setting::new(&basic());
+    let whole = setting.output(&[]);
+    let [input, output, generated] =
+        ["in", "again", "generated"].map(|name| setting.path(&format!("{name}.safetensors")));
+    let run = ["run", "--input", utf8(&input), "--output", utf8(&output)];
+    let shape = ["--shape", "gpt2", "--tokens", "40", "--vocab", "900", "--hidden", "32"];
+    let ends = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let result = Command::new(env!("CARGO_BIN_EXE_cce")).args(arguments).stdout(writer).output().expect("it runs");
+        assert_eq!((result.status.code(), text(&result.stderr)), (Some(141), String::new()), "{arguments:?}");
+    };
+    ends(&["info"]);
+    ends(&run);
+    assert_eq!(std::fs::read(&output).expect("the output"), whole);
+    ends(&[&run[..], &["--json"]].concat());
+    ends(&["verify", "--only", "softcap"]);
+    ends(&[&["bench", "--rounds", "1"], &shape[..]].concat());
+    ends(&[&["generate", "--output", utf8(&generated)], &shape[..]].concat());
+    assert!(std::fs::read(&generated).is_ok_and(|file| tensor_f32(&file, "classifier").is_some()));
+}
+
 /// Each option has its text beside it or on the line below.
 #[test]
 fn help_documents_every_option() {

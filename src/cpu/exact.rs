@@ -11,7 +11,7 @@ use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::sink::ColumnSinks;
 use super::vector::vectorized;
-use crate::{DType, Element, Problem};
+use crate::{Element, Problem};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use std::ops::Range;
 pub(crate) struct ExactRows {
     /// Positions in the list of active rows, ascending.
     pub indices: Vec<usize>,
-    /// Their embeddings in f32, [rows, D].
+    /// Their embeddings in f32, [rows, D], padded.
     pub embeddings: Vec<f32>,
     /// Their gradients in f32, [rows, D]; empty when not asked for.
     pub d_embeddings: Vec<f32>,
@@ -32,13 +32,12 @@ impl ExactRows {
         embeddings: TypedMatrix<'_, T>,
         with_gradient: bool,
     ) -> Self {
-        let hidden = embeddings.columns;
-        let mut wide = vec![0.0_f32; indices.len() * hidden];
+        let mut wide = vec![0.0_f32; indices.len() * plan::row_stride(embeddings.columns)];
         vectorized(
             #[inline(always)]
             || embeddings.widen_rows(indices.iter().map(|&i| rows[i].token as usize), &mut wide),
         );
-        let d_embeddings = vec![0.0_f32; if with_gradient { wide.len() } else { 0 }];
+        let d_embeddings = vec![0.0_f32; if with_gradient { indices.len() * embeddings.columns } else { 0 }];
         ExactRows { indices, embeddings: wide, d_embeddings }
     }
 }
@@ -68,26 +67,22 @@ pub(crate) fn run<T: Element>(
     let blocks = plan::num_token_blocks(rows, rayon::current_num_threads());
     let (no_classifier, no_bias) = (sinks.classifier.is_skip(), sinks.bias.is_skip());
     let map = LogitMap::new(problem);
-    // Rows a power of two apart would share the cache's sets.
-    let stride = chunk.min(vocab) + plan::EXACT_PADDING;
+    let (stride, row_stride) = (plan::row_stride(chunk.min(vocab)), plan::row_stride(hidden));
     let mut gradients = vec![0.0_f32; rows * stride]; // [rows, chunk], padded
-    let mut wide = vec![0.0_f32; if T::DTYPE == DType::F32 { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
+    let mut wide = vec![0.0_f32; classifier.copy_len(chunk.min(vocab))]; // [chunk, D], padded
     let mut dense_of: Vec<Vec<f32>> = Vec::new(); // [share of a chunk, D] each
 
     for first in (0..vocab).step_by(chunk) {
         let classes = first..(first + chunk).min(vocab);
         let width = classes.len();
         widen(classifier, first, width, &mut wide);
-        let view = match T::as_f32(&classifier.data[(first * classifier.row_stride).min(classifier.data.len())..]) {
-            Some(data) => View::new(data, width, hidden, classifier.row_stride),
-            None => View::new(&wide, width, hidden, hidden),
-        };
+        let view = classifier.view(first, width, &wide);
         let ranges: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
         let tiles = split_rows(&mut gradients, &ranges, stride);
         let d_embeddings = split_rows(&mut exact.d_embeddings, &ranges, hidden);
-        let (indices, embeddings) = (&exact.indices, &exact.embeddings);
+        let (indices, embeddings) = (&exact.indices, View::new(&exact.embeddings, rows, hidden, row_stride));
         let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
-            let e = View::new(&embeddings[range.start * hidden..], range.len(), hidden, hidden);
+            let e = embeddings.rows(range.start, range.len());
             for at in (0..width).step_by(VOCAB_TILE) {
                 // As in the forward: a tile becomes gradients while it is in the core's cache.
                 let tile_classes = first + at..(first + at + VOCAB_TILE).min(classes.end);
@@ -119,7 +114,6 @@ pub(crate) fn run<T: Element>(
         }
         let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
         let entries = entries_of(groups.clone());
-        let embeddings = View::new(&exact.embeddings, rows, hidden, hidden);
         let gradients = &gradients[..];
         let shares = shares(width, rayon::current_num_threads());
         let mut group_sinks = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len()).into_iter();
@@ -153,7 +147,7 @@ pub(crate) fn run<T: Element>(
     }
 }
 
-/// Rows of a 16-bit classifier to f32, by all threads; `wide` is empty for f32.
+/// Rows of the classifier to their copy, where there is one, by all threads.
 fn widen<T: Element>(classifier: TypedMatrix<'_, T>, first: usize, rows: usize, wide: &mut [f32]) {
     let share = rows.div_ceil(rayon::current_num_threads());
     let part = |(index, to): (usize, &mut [f32])| {
@@ -164,7 +158,8 @@ fn widen<T: Element>(classifier: TypedMatrix<'_, T>, first: usize, rows: usize, 
         );
     };
     if !wide.is_empty() {
-        wide[..rows * classifier.columns].par_chunks_mut(share * classifier.columns).enumerate().for_each(part);
+        let stride = plan::row_stride(classifier.columns);
+        wide[..rows * stride].par_chunks_mut(share * stride).enumerate().for_each(part);
     }
 }
 

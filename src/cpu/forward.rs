@@ -122,15 +122,16 @@ fn stream_block<T: Element>(
 ) -> (Vec<SoftmaxState>, Option<Vec<RowCandidates>>) {
     let (hidden, vocab) = (problem.shape().hidden, problem.shape().vocab);
     let map = LogitMap::new(problem);
-    let mut block = vec![0.0_f32; rows.len() * hidden]; // [rows, D]
-    let mut wide = vec![0.0_f32; if T::DTYPE == crate::DType::F32 { 0 } else { VOCAB_TILE * hidden }]; // [tile, D]
+    let stride = plan::row_stride(hidden);
+    let mut block = vec![0.0_f32; rows.len() * stride]; // [rows, D], padded
+    let mut wide = vec![0.0_f32; classifier.copy_len(VOCAB_TILE)]; // [tile, D], padded
     let mut tile = vec![0.0_f32; rows.len() * VOCAB_TILE]; // [rows, tile]
     vectorized(
         #[inline(always)]
         || embeddings.widen_rows(rows.iter().map(|r| r.token as usize), &mut block),
     );
 
-    let mut states = seed_states(rows, &block, hidden, classifier, &map);
+    let mut states = seed_states(rows, &block, classifier, &map);
     let space = filter.map_or(0, |f| plan::candidates_per_row(&f));
     let mut candidates: Option<Vec<_>> = filter.map(|f| {
         let list = |r: &Row| RowFilter::new(&f, r.token as usize).map(|filter| RowCandidates::new(filter, r.class));
@@ -139,9 +140,15 @@ fn stream_block<T: Element>(
 
     for first_class in (0..vocab).step_by(VOCAB_TILE) {
         let columns = VOCAB_TILE.min(vocab - first_class);
-        let view = classifier_view(classifier, first_class, columns, &mut wide);
+        if !wide.is_empty() {
+            vectorized(
+                #[inline(always)]
+                || classifier.widen_rows(first_class..first_class + columns, &mut wide),
+            );
+        }
+        let view = classifier.view(first_class, columns, &wide);
         let logits = &mut tile[..rows.len() * columns];
-        matmul(logits, columns, false, View::new(&block, rows.len(), hidden, hidden), view.transposed());
+        matmul(logits, columns, false, View::new(&block, rows.len(), hidden, stride), view.transposed());
         let scan = TileScan { first_class, columns, space, options: problem.options(), map: &map };
         vectorized(
             #[inline(always)]
@@ -151,35 +158,15 @@ fn stream_block<T: Element>(
     (states, candidates)
 }
 
-/// Rows `first..first + rows` of the classifier as `f32`: themselves, or widened into `scratch`.
-fn classifier_view<'a, T: Element>(
-    classifier: TypedMatrix<'a, T>,
-    first: usize,
-    rows: usize,
-    scratch: &'a mut [f32],
-) -> View<'a> {
-    let (hidden, stride) = (classifier.columns, classifier.row_stride);
-    match T::as_f32(&classifier.data[(first * stride).min(classifier.data.len())..]) {
-        Some(data) => View::new(data, rows, hidden, stride),
-        None => {
-            vectorized(
-                #[inline(always)]
-                || classifier.widen_rows(first..first + rows, scratch),
-            );
-            View::new(scratch, rows, hidden, hidden)
-        }
-    }
-}
-
 /// An empty state a row, seeded with the logit of its target: the N·D dot products that make the capture's bound tight
 /// from the first tile on.
 fn seed_states<T: Element>(
     rows: &[Row],
     block: &[f32],
-    hidden: usize,
     classifier: TypedMatrix<'_, T>,
     map: &LogitMap<'_>,
 ) -> Vec<SoftmaxState> {
+    let (hidden, stride) = (classifier.columns, plan::row_stride(classifier.columns));
     let mut target_row = vec![0.0_f32; hidden];
     // Two sums of D terms in different orders differ by at most 2 · D · 2^-24 · Σ |terms| (Higham 2002, eq. 3.5); the
     // bias and the softcap, which is a contraction, round a few times more.
@@ -189,7 +176,7 @@ fn seed_states<T: Element>(
             #[inline(always)]
             || {
                 T::widen(classifier.row(row.class as usize), &mut target_row);
-                vector::dot_and_magnitude(&block[index * hidden..][..hidden], &target_row)
+                vector::dot_and_magnitude(&block[index * stride..][..hidden], &target_row)
             },
         );
         let logit = map.apply(product, row.class as usize);

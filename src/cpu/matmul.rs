@@ -1,5 +1,7 @@
 //! Tile products by the `gemm` crate, behind checked views: the only `unsafe` of the CPU backend.
 
+use super::vector::{dot_and_magnitude, vectorized};
+
 /// A borrowed matrix with arbitrary strides, in elements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View<'a> {
@@ -53,6 +55,9 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, accumulate: bool, a: Vi
         }
         return;
     }
+    if n * MIN_ROWS < ROWS_BY_ROWS && !accumulate && (a.column_stride, b.row_stride) == (1, 1) {
+        return dots(dst, dst_stride, a, b);
+    }
     let strides = |v: &View<'_>| (v.column_stride as isize, v.row_stride as isize);
     let ((a_columns, a_rows), (b_columns, b_rows)) = (strides(&a), strides(&b));
     let scale_dst = if accumulate { 1.0 } else { 0.0 };
@@ -82,6 +87,24 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, accumulate: bool, a: Vi
         );
     }
 }
+
+/// Each element by itself, for the few last columns of a vocabulary.
+fn dots(dst: &mut [f32], dst_stride: usize, a: View<'_>, b: View<'_>) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (i, row) in dst.chunks_mut(dst_stride).take(a.rows).enumerate() {
+                let a = &a.data[i * a.row_stride..][..a.columns];
+                for (j, element) in row[..b.columns].iter_mut().enumerate() {
+                    *element = dot_and_magnitude(a, &b.data[j * b.column_stride..][..b.rows]).0;
+                }
+            }
+        },
+    );
+}
+
+/// Up to so many elements, `gemm` 0.19 multiplies rows by rows in kernels that sum in an order of their own.
+const ROWS_BY_ROWS: usize = 256;
 
 /// `gemm` 0.19 cuts the contraction differently when both other dimensions are at most 64, and sums in another order
 /// when one of them is 1. Blocks of more rows than this make results independent of the number of threads.

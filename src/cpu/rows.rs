@@ -1,6 +1,8 @@
 //! The rows that take part: ignored tokens are gone before any product is formed.
 
-use crate::{Element, Matrix, Problem};
+use super::matmul::View;
+use super::plan;
+use crate::{DType, Element, Matrix, Problem};
 
 /// A token that is not ignored.
 #[derive(Debug, Clone, Copy)]
@@ -35,14 +37,32 @@ impl<'a, T: Element> TypedMatrix<'a, T> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
-    /// Rows `rows` as `f32`, dense in `target`.
+    /// Rows `rows` as `f32` in `target`, [`plan::row_stride`] apart.
     #[inline(always)]
     pub fn widen_rows(&self, rows: impl Iterator<Item = usize>, target: &mut [f32]) {
-        if self.columns == 0 {
-            return;
+        for (row, target) in rows.zip(target.chunks_exact_mut(plan::row_stride(self.columns))) {
+            T::widen(self.row(row), &mut target[..self.columns]);
         }
-        for (row, target) in rows.zip(target.chunks_exact_mut(self.columns)) {
-            T::widen(self.row(row), target);
+    }
+
+    /// Length of the copy that products read in place of `rows` rows; 0 where they read the rows themselves.
+    ///
+    /// 16-bit rows are widened, and rows at multiples of 1 KiB copied all the same: their columns lie in a few sets of the cache,
+    /// which gemm's packing of a tile then misses at every element.
+    pub fn copy_len(&self, rows: usize) -> usize {
+        let copied = T::DTYPE != DType::F32 || self.row_stride.is_multiple_of(256);
+        if copied { rows * plan::row_stride(self.columns) } else { 0 }
+    }
+
+    /// Rows `first..first + rows`: themselves, or their copy unless that is empty.
+    pub fn view<'b>(&self, first: usize, rows: usize, copy: &'b [f32]) -> View<'b>
+    where
+        'a: 'b,
+    {
+        let start = (first * self.row_stride).min(self.data.len());
+        match T::as_f32(&self.data[start..]) {
+            Some(data) if copy.is_empty() => View::new(data, rows, self.columns, self.row_stride),
+            _ => View::new(copy, rows, self.columns, plan::row_stride(self.columns)),
         }
     }
 }

@@ -1,8 +1,50 @@
 //! Values of command line options that several subcommands share.
 
-use clap::ValueEnum;
+use crate::common::shapes;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
 use cut_cross_entropy::plan::KernelFamily;
-use cut_cross_entropy::{Backend, Cpu, DType, GradientDType, GradientFilter, Host, Problem, Reduction};
+use cut_cross_entropy::{Backend, Cpu, DType, GradientDType, GradientFilter, Host, Problem, Reduction, Shape};
+
+/// One shape.
+#[derive(Args)]
+pub struct ShapeArgs {
+    /// A named model shape (`cce info` lists them); by default gemma2_2b.
+    #[arg(long)]
+    pub shape: Option<String>,
+    /// Tokens N, in place of the shape's.
+    #[arg(long)]
+    pub tokens: Option<usize>,
+    /// Vocabulary V, in place of the shape's.
+    #[arg(long)]
+    pub vocab: Option<usize>,
+    /// Hidden size D, in place of the shape's.
+    #[arg(long)]
+    pub hidden: Option<usize>,
+}
+
+impl ShapeArgs {
+    /// The name of the shape that sizes are taken from.
+    pub fn name(&self) -> &str {
+        self.shape.as_deref().unwrap_or("gemma2_2b")
+    }
+
+    /// The sizes of the named shape, with others in their place.
+    pub fn sizes(&self) -> anyhow::Result<Shape> {
+        let name = self.name();
+        let named = shapes::find(name).with_context(|| format!("no shape is named `{name}`; `cce info` lists them"))?;
+        Ok(Shape {
+            tokens: self.tokens.unwrap_or(named.shape.tokens),
+            hidden: self.hidden.unwrap_or(named.shape.hidden),
+            vocab: self.vocab.unwrap_or(named.shape.vocab),
+        })
+    }
+
+    /// Whether a size was given in place of the named shape's.
+    pub fn is_custom(&self) -> bool {
+        self.tokens.or(self.vocab).or(self.hidden).is_some()
+    }
+}
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! `cce info`: what this build and this machine have, and the plan for a shape.
 
-use crate::args::{DTypeArg, FilterArg, parse_eps};
-use crate::common::shapes::{self, NAMED_SHAPES};
+use crate::args::{DTypeArg, FilterArg, ShapeArgs, parse_eps};
+use crate::common::shapes::NAMED_SHAPES;
 use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
@@ -12,18 +12,8 @@ use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 /// Version, backends, devices, named shapes, and the plan for one shape.
 #[derive(Args)]
 pub struct InfoArgs {
-    /// A named model shape.
-    #[arg(long)]
-    shape: Option<String>,
-    /// Tokens N, in place of the named shape's.
-    #[arg(long)]
-    tokens: Option<usize>,
-    /// Vocabulary V, in place of the named shape's.
-    #[arg(long)]
-    vocab: Option<usize>,
-    /// Hidden size D, in place of the named shape's.
-    #[arg(long)]
-    hidden: Option<usize>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Element type of embeddings and classifier.
     #[arg(long, value_enum, default_value_t = DTypeArg::Bf16)]
     dtype: DTypeArg,
@@ -48,34 +38,28 @@ pub struct InfoArgs {
 
 /// Runs the subcommand.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
-    println!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"));
-    println!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads());
+    say!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"))?;
+    say!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads())?;
     let present = cuda_device();
     match &present {
-        Ok(device) => println!("backend cuda: {device}"),
-        Err(reason) => println!("backend cuda: {reason}"),
+        Ok(device) => say!("backend cuda: {device}")?,
+        Err(reason) => say!("backend cuda: {reason}")?,
     }
     if let Some(bytes) = system_memory::available_bytes() {
-        println!("memory: {:.1} GiB free", bytes as f64 / (1 << 30) as f64);
+        say!("memory: {:.1} GiB free", bytes as f64 / (1 << 30) as f64)?;
     }
-    let custom = args.tokens.is_some() || args.vocab.is_some() || args.hidden.is_some();
-    if args.shape.is_none() && !custom {
-        println!("\nshapes for --shape:");
+    let custom = args.shape.is_custom();
+    if args.shape.shape.is_none() && !custom {
+        say!("\nshapes for --shape:")?;
         for named in NAMED_SHAPES {
-            println!("  {:<14} {}", named.name, named.shape);
+            say!("  {:<14} {}", named.name, named.shape)?;
         }
     }
-    let named = args.shape.as_deref().unwrap_or("gemma2_2b");
-    let base = shapes::find(named).with_context(|| format!("no shape is named `{named}`; `cce info` lists them"))?;
-    let shape = Shape {
-        tokens: args.tokens.unwrap_or(base.shape.tokens),
-        hidden: args.hidden.unwrap_or(base.shape.hidden),
-        vocab: args.vocab.unwrap_or(base.shape.vocab),
-    };
+    let shape = args.shape.sizes()?;
     let dtype = DType::from(args.dtype);
     let options = CceOptions { filter: args.filter.filter(args.eps, 0), ..CceOptions::default() };
-    let label = if custom { "given shape".into() } else { named.to_string() };
-    println!("\nplan for {label}: {}", CpuPlan::new(shape, dtype, &options, rayon::current_num_threads()));
+    let label = if custom { "given shape" } else { args.shape.name() };
+    say!("\nplan for {label}: {}", CpuPlan::new(shape, dtype, &options, rayon::current_num_threads()))?;
     let device = match &args.device {
         Some(name) => {
             let names = DeviceInfo::KNOWN.map(|d| d.name.to_string()).join(", ");
@@ -87,29 +71,30 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         let workload =
             Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels, room: args.room };
         let plan = LaunchPlan::new(&workload, &device)?;
-        println!("\nplan for {label}: {plan}");
-        print_traffic(&plan);
+        say!("\nplan for {label}: {plan}")?;
+        print_traffic(&plan)?;
     }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;
     let Shape { tokens, hidden, vocab } = shape;
-    println!(
+    say!(
         "  for comparison: the f32 logits alone {:.2} GiB, inputs and gradients {:.2} GiB",
         gib(4.0 * tokens as f64 * vocab as f64),
         gib(2.0 * (tokens as f64 + vocab as f64) * hidden as f64 * dtype.size_in_bytes() as f64),
-    );
+    )?;
     Ok(())
 }
 
 /// What the portable kernels read and multiply where each row keeps so many entries: as many as a trained model's.
-fn print_traffic(plan: &LaunchPlan) {
+fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     const KEPT: u64 = 200;
     let rows = plan.workload.shape.tokens as u64;
     let kept = rows * KEPT.min(plan.workload.shape.vocab as u64);
     let exact_rows = if plan.dense { rows } else { 0 };
-    println!("  read from L2 and multiplied, with {KEPT} entries kept a row:");
+    say!("  read from L2 and multiplied, with {KEPT} entries kept a row:")?;
     for (entry_point, traffic) in plan.traffic(&Entries { rows, candidates: kept, kept, exact_rows }) {
-        println!("    {entry_point:<34} {:9.3} GB  {:>14} mma", traffic.read as f64 / 1e9, traffic.mma);
+        say!("    {entry_point:<34} {:9.3} GB  {:>14} mma", traffic.read as f64 / 1e9, traffic.mma)?;
     }
+    Ok(())
 }
 
 /// The GPU, or why there is none.

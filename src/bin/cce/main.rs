@@ -1,5 +1,13 @@
 //! The `cce` command: linear cross-entropy on files, its proof and its speed.
 
+/// `println!` without its panic where nobody reads any more.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*)
+    }};
+}
+
 mod args;
 mod bench;
 #[path = "../../../benches/common/mod.rs"]
@@ -49,6 +57,7 @@ fn main() -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) if reader_is_gone(&error) => ExitCode::from(141), // 128 + SIGPIPE, as shells report it
         Err(error) => {
             // One line, whatever the causes look like.
             let chain: Vec<String> = error.chain().map(|cause| cause.to_string().replace('\n', " ")).collect();
@@ -56,4 +65,9 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Whether standard output is a pipe whose reader has seen enough, as in `cce info | head -1`: nothing to complain of.
+fn reader_is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

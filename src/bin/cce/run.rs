@@ -205,8 +205,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         outcome.workspace_bytes = planned;
     }
     tensors::write(&args.output, &outputs(&outcome)?)?;
-    report(args, backend.host(), planned, &problem, &outcome);
-    Ok(())
+    report(args, backend.host(), planned, &problem, &outcome)
 }
 
 fn compute(
@@ -262,7 +261,7 @@ fn report(
     planned: usize,
     problem: &Problem<'_, Host>,
     outcome: &Outcome,
-) {
+) -> anyhow::Result<()> {
     let (forward, shape) = (&outcome.forward, problem.shape());
     let telemetry = outcome.gradients.as_ref().map(|g| g.telemetry);
     let resident = system_memory::peak_resident_bytes();
@@ -286,17 +285,16 @@ fn report(
             "exact_rows": telemetry.map(|t| t.exact_rows),
             "raised_rows": telemetry.map(|t| t.raised_rows),
         });
-        println!("{object}");
-        return;
+        return Ok(say!("{object}")?);
     }
-    println!("{shape} {}, backend {}", problem.dtype(), backend.name());
-    println!("loss {}", forward.loss);
+    say!("{shape} {}, backend {}", problem.dtype(), backend.name())?;
+    say!("loss {}", forward.loss)?;
     if let Some(accuracy) = forward.accuracy {
-        println!("accuracy {accuracy}");
+        say!("accuracy {accuracy}")?;
     }
-    println!("forward {:.3} ms", outcome.forward_ms);
+    say!("forward {:.3} ms", outcome.forward_ms)?;
     if let Some((ms, telemetry)) = outcome.backward_ms.zip(telemetry) {
-        println!(
+        say!(
             "backward {ms:.3} ms; {} entries kept ({:.1} a row, {:.2} % of the mass), {} of {} rows exact, {} with a larger ε",
             telemetry.kept_entries,
             telemetry.kept_per_row(),
@@ -304,12 +302,9 @@ fn report(
             telemetry.exact_rows,
             telemetry.rows,
             telemetry.raised_rows,
-        );
+        )?;
     }
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-    print!("workspace {:.2} MiB", mib(outcome.workspace_bytes as u64));
-    match resident {
-        Some(bytes) => println!(", at most {:.1} MiB resident in all", mib(bytes)),
-        None => println!(),
-    }
+    let resident = resident.map_or(String::new(), |bytes| format!(", at most {:.1} MiB resident in all", mib(bytes)));
+    Ok(say!("workspace {:.2} MiB{resident}", mib(outcome.workspace_bytes as u64))?)
 }

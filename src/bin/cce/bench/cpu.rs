@@ -1,6 +1,6 @@
 //! The processor as a machine to be timed.
 
-use super::methods::{Method, Runner, Step};
+use super::methods::{Last, Method, Runner, Step};
 use super::timing::{Clock, Seconds};
 use crate::common::baseline::Baseline;
 use crate::common::slice_oracle::Outcome;
@@ -18,14 +18,6 @@ pub struct CpuRunner<'a> {
     d_embeddings: HostBuffer,
     d_classifier: HostBuffer,
     last: Last,
-}
-
-#[derive(Default)]
-struct Last {
-    loss: f32,
-    nll: Vec<f32>,
-    lse: Vec<f32>,
-    exact_rows: u64,
 }
 
 impl<'a> CpuRunner<'a> {
@@ -60,11 +52,10 @@ impl<'a> CpuRunner<'a> {
                 backward = clock.stop();
             }
             let Forward { loss, nll, lse, .. } = forward;
-            self.last = Last { loss, nll, lse, exact_rows: telemetry.exact_rows };
+            self.last = Last { loss, nll, lse, exact_rows: telemetry.exact_rows, row_eps: None };
             anyhow::Ok(Step { forward: forward_time, backward, peak_bytes: 0, telemetry, loss })
         });
-        let outputs = 4 * size_of::<f32>() * self.workload.shape.tokens; // losses, nll, lse, target_logit
-        Ok(Step { peak_bytes: peak_bytes.saturating_sub(outputs), ..step? })
+        Ok(step?.with_peak(peak_bytes, self.workload.shape.tokens))
     }
 
     fn materialising(&mut self) -> Step {
@@ -78,7 +69,7 @@ impl<'a> CpuRunner<'a> {
             baseline.backward(workload, &mut self.d_embeddings, &mut self.d_classifier);
             (forward, clock.stop(), loss)
         });
-        self.last = Last { loss, nll: baseline.nll.clone(), lse: baseline.lse.clone(), exact_rows: 0 };
+        self.last = Last { loss, nll: baseline.nll.clone(), lse: baseline.lse.clone(), exact_rows: 0, row_eps: None };
         Step { forward, backward, peak_bytes: held_before + grown, telemetry: Telemetry::default(), loss }
     }
 }
@@ -110,23 +101,11 @@ impl Runner for CpuRunner<'_> {
     }
 
     fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>> {
-        Ok(Outcome {
-            loss: self.last.loss,
-            nll: &self.last.nll,
-            lse: &self.last.lse,
-            gradients: method.has_backward().then_some([&self.d_embeddings, &self.d_classifier]),
-            filter: method.filter(),
-            exact_rows: self.last.exact_rows,
-            row_eps: None,
-            sums_plainly: method == Method::Baseline,
-        })
+        let gradients = method.has_backward().then_some([&self.d_embeddings, &self.d_classifier]);
+        Ok(self.last.outcome(method, gradients))
     }
 
-    fn planned_bytes(&self, method: Method) -> anyhow::Result<Option<usize>> {
-        if method == Method::Baseline {
-            return Ok(None);
-        }
-        let problem = Problem::new(&self.workload.inputs(), &method.options(self.workload.softcap))?;
-        Ok(Some(Cpu.plan(&problem).workspace_bytes()))
+    fn planned_bytes(&self, _: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
+        Ok(Cpu.plan(problem).workspace_bytes())
     }
 }

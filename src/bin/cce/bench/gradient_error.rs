@@ -101,7 +101,7 @@ impl Table {
         progress: &ProgressBar,
     ) -> anyhow::Result<()> {
         let rows = measure(backend, workload, seeds, progress)?;
-        progress.suspend(|| print(&rows, seeds));
+        progress.suspend(|| print(&rows, seeds))?;
         let Shape { tokens, hidden, vocab } = workload.shape;
         self.0.extend(rows.into_iter().map(|row| (format!("{name},{tokens},{vocab},{hidden}"), row)));
         Ok(())
@@ -168,21 +168,28 @@ fn measure(
     Ok(rows)
 }
 
-fn print(rows: &[Row], seeds: u64) {
-    println!(
+fn print(rows: &[Row], seeds: u64) -> std::io::Result<()> {
+    say!(
         "gradient error against the exact path in f32 (checked against f64 on a slice above), {seeds} seeds;\n\
          error of the mean over error/√seeds is 1 without bias and grows to √seeds = {:.2} with it",
         (seeds as f64).sqrt()
-    );
-    println!(
+    )?;
+    say!(
         "{:<18}{:>9}  {:<2}{:>12}{:>15}{:>17}{:>10}",
-        "filter", "kept/row", "", "error", "error of mean", "mean/(err/√K)", "z along"
-    );
+        "filter",
+        "kept/row",
+        "",
+        "error",
+        "error of mean",
+        "mean/(err/√K)",
+        "z along"
+    )?;
     for Row { filter, kept_per_row, gradient, error, of_seeds } in rows {
         let of_seeds = match of_seeds {
             Some((of_mean, shrink, z)) => format!("{of_mean:>15.3e}{shrink:>17.3}{z:>10.2}"),
             None => format!("{:>15}{:>17}{:>10}", "same", "(biased)", "-"),
         };
-        println!("{filter:<18}{kept_per_row:>9.1}  {gradient}{error:>12.3e}{of_seeds}");
+        say!("{filter:<18}{kept_per_row:>9.1}  {gradient}{error:>12.3e}{of_seeds}")?;
     }
+    Ok(())
 }

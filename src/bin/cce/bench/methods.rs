@@ -3,7 +3,7 @@
 use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
 use cut_cross_entropy::plan::KernelFamily;
-use cut_cross_entropy::{CceOptions, GradientFilter, Telemetry};
+use cut_cross_entropy::{CceOptions, GradientFilter, HostBuffer, Problem, Telemetry};
 
 /// A way to compute the loss and both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,6 +72,40 @@ pub struct Step {
     pub loss: f32,
 }
 
+impl Step {
+    /// With a peak of `bytes`, the per-token outputs among them: losses, nll, lse, target_logit.
+    pub fn with_peak(self, bytes: usize, tokens: usize) -> Self {
+        Step { peak_bytes: bytes.saturating_sub(4 * size_of::<f32>() * tokens), ..self }
+    }
+}
+
+/// What a step leaves beside its gradients.
+#[derive(Default)]
+pub struct Last {
+    pub loss: f32,
+    pub nll: Vec<f32>,
+    pub lse: Vec<f32>,
+    pub exact_rows: u64,
+    /// ε of each token's entries, where it is not the filter's for all.
+    pub row_eps: Option<Vec<f32>>,
+}
+
+impl Last {
+    /// With the gradients: what the slice oracle checks.
+    pub fn outcome<'a>(&'a self, method: Method, gradients: Option<[&'a HostBuffer; 2]>) -> Outcome<'a> {
+        Outcome {
+            loss: self.loss,
+            nll: &self.nll,
+            lse: &self.lse,
+            gradients,
+            filter: method.filter(),
+            exact_rows: self.exact_rows,
+            row_eps: self.row_eps.as_deref(),
+            sums_plainly: method == Method::Baseline,
+        }
+    }
+}
+
 /// A machine with the tensors of one workload. All methods share its output buffers.
 pub trait Runner {
     /// Runs the method once.
@@ -91,8 +125,8 @@ pub trait Runner {
     /// What the last step left, for the slice oracle.
     fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>>;
 
-    /// Workspace by the backend's plan.
-    fn planned_bytes(&self, method: Method) -> anyhow::Result<Option<usize>>;
+    /// Workspace by the backend's plan for a method of ours.
+    fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize>;
 
     /// Why the machine cannot run the method at this shape.
     fn obstacle(&self, _: Method) -> Option<String> {

@@ -11,14 +11,14 @@ mod report;
 mod timing;
 mod workloads;
 
-use crate::args::{BackendArg, DTypeArg, parse_eps};
+use crate::args::{BackendArg, DTypeArg, ShapeArgs, parse_eps};
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
 use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::plan::KernelFamily;
-use cut_cross_entropy::{GradientFilter, Telemetry};
+use cut_cross_entropy::{GradientFilter, Problem, Telemetry};
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::Machine;
 use methods::{Method, Runner};
@@ -141,7 +141,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     ensure!(by_default || args.backend == BackendArg::Cuda, "--kernels is for --backend cuda");
     let machine = Machine::open(args.backend)?;
     let revision = option_env!("CCE_REVISION").unwrap_or("unknown");
-    println!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"));
+    say!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"))?;
     let methods = methods(args);
     let progress = progress_bar();
     let (mut reports, mut errors) = (Vec::new(), gradient_error::Table::default());
@@ -153,14 +153,17 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut errors)?);
         }
     }
-    let none: [String; 0] = [];
-    let named = if args.input.is_some() { none.to_vec() } else { machine.shapes(&args.shape) };
+    let named = if args.input.is_some() { Vec::new() } else { machine.shapes(&args.shape) };
+    let given: Vec<_> = args.tokens.iter().copied().map(Some).collect();
+    let tokens = if given.is_empty() { vec![None] } else { given };
     for name in &named {
-        for asked in workloads::shapes(name, &args.tokens, args.vocab, args.hidden)? {
+        for &tokens in &tokens {
+            let shape = Some(name.clone());
+            let asked = ShapeArgs { shape, tokens, vocab: args.vocab, hidden: args.hidden }.sizes()?;
             for dtype in machine.dtypes(&args.dtype) {
                 let shape = machine.fitted(asked, dtype)?;
                 if shape != asked {
-                    println!("{name}: {asked} does not fit half of the free memory; scaled to {shape}");
+                    say!("{name}: {asked} does not fit half of the free memory; scaled to {shape}")?;
                 }
                 for &softcap in &args.softcap {
                     progress.set_message(format!("generating {shape} {dtype}"));
@@ -195,13 +198,13 @@ fn bench(
     let (shape, dtype) = (workload.shape, workload.embeddings.as_slice().dtype());
     let cap = workload.softcap.map_or(String::new(), |cap| format!(", softcap {cap}"));
     let survey = workload.survey.describe(shape.vocab);
-    progress.suspend(|| println!("\n{name}: {shape} {dtype}{cap}\n{survey}"));
+    progress.suspend(|| say!("\n{name}: {shape} {dtype}{cap}\n{survey}"))?;
     let mut runner = machine.runner(workload)?;
     let runner = &mut *runner;
     let mut possible = Vec::new();
     for &method in methods {
         match runner.obstacle(method) {
-            Some(obstacle) => progress.suspend(|| println!("skipped {}: {obstacle}", method.name())),
+            Some(obstacle) => progress.suspend(|| say!("skipped {}: {obstacle}", method.name()))?,
             None => possible.push(method),
         }
     }
@@ -237,7 +240,7 @@ fn bench(
         state: machine.state(),
         methods: reports,
     };
-    progress.suspend(|| report::print_table(&report));
+    progress.suspend(|| report::print_table(&report))?;
     Ok(Some(report))
 }
 
@@ -258,23 +261,25 @@ fn verify(
             Ok(agreement) => agreement,
             Err(wrong) => bail!("{} disagrees with the f64 slice, so it is not timed: {wrong}", method.name()),
         };
-        let planned_bytes = runner.planned_bytes(method)?;
+        let (inputs, options) = (workload.inputs(), method.options(workload.softcap));
+        let planned = || runner.planned_bytes(method, &Problem::new(&inputs, &options)?);
+        let planned_bytes = (method != Method::Baseline).then(planned).transpose()?;
         let Agreement { loss, per_token, d_embeddings, d_classifier } = agreement;
         let Telemetry { rows, exact_rows, raised_rows, .. } = step.telemetry;
-        progress.suspend(|| {
-            print!("verified {:<18} error/tolerance: loss {loss:.3}, per token {per_token:.3}", method.name());
-            if method.has_backward() {
-                print!(", dE {d_embeddings:.3}, dC {d_classifier:.3}");
-            }
-            if exact_rows > 0 && exact_rows < rows {
-                print!("; {exact_rows} of {rows} rows took the exact path");
-            }
-            if raised_rows > 0 {
-                print!("; {raised_rows} of {rows} rows took a larger ε");
-            }
-            planned_bytes.iter().for_each(|&bytes| print!("; planned workspace {:.1} MiB", report::mib(bytes)));
-            println!();
-        });
+        let mut line = format!("loss {loss:.3}, per token {per_token:.3}");
+        if method.has_backward() {
+            line += &format!(", dE {d_embeddings:.3}, dC {d_classifier:.3}");
+        }
+        if exact_rows > 0 && exact_rows < rows {
+            line += &format!("; {exact_rows} of {rows} rows took the exact path");
+        }
+        if raised_rows > 0 {
+            line += &format!("; {raised_rows} of {rows} rows took a larger ε");
+        }
+        if let Some(bytes) = planned_bytes {
+            line += &format!("; planned workspace {:.1} MiB", report::mib(bytes));
+        }
+        progress.suspend(|| say!("verified {:<18} error/tolerance: {line}", method.name()))?;
         reports.push(MethodReport {
             name: method.name(),
             has_backward: method.has_backward(),
@@ -337,7 +342,7 @@ fn measure(
 
 fn pace(args: &BenchArgs, word: &str) -> anyhow::Result<()> {
     if args.paced {
-        println!("{word}");
+        say!("{word}")?;
         std::io::stdout().flush()?;
     }
     Ok(())

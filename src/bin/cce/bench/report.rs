@@ -62,25 +62,34 @@ pub fn mib(bytes: usize) -> f64 {
 }
 
 /// Prints the table of one shape.
-pub fn print_table(report: &ShapeReport) {
+pub fn print_table(report: &ShapeReport) -> std::io::Result<()> {
     let flops = 2.0 * report.shape.tokens as f64 * report.shape.vocab as f64 * report.shape.hidden as f64;
     let (typical, shortest) = (median(report.matmul_ms.clone()), report.matmul_min_ms());
-    println!(
+    say!(
         "T = one plain matmul: median {typical:.3} ms, shortest {shortest:.3} ms ({:.0} GFLOP/s), {} runs",
         flops / shortest * 1e-6,
         report.matmul_ms.len(),
-    );
+    )?;
     if !report.tf32_matmul_ms.is_empty() {
-        println!("for information, with TF32: median {:.3} ms", median(report.tf32_matmul_ms.clone()));
+        say!("for information, with TF32: median {:.3} ms", median(report.tf32_matmul_ms.clone()))?;
     }
     if !report.state.is_empty() {
-        println!("after the rounds: {}", report.state);
+        say!("after the rounds: {}", report.state)?;
     }
     let width = report.methods.iter().map(|method| method.name.len() + 1).max().unwrap_or(0).max(18);
-    println!(
+    say!(
         "{:<width$}{:<10}{:>9}{:>9}{:>9}{:>12}{:>12}{:>13}{:>11}{:>10}",
-        "method", "phase", "median/T", "min/T", "cpu/T", "median ms", "min ms", "tokens/s", "peak MiB", "kept/row"
-    );
+        "method",
+        "phase",
+        "median/T",
+        "min/T",
+        "cpu/T",
+        "median ms",
+        "min ms",
+        "tokens/s",
+        "peak MiB",
+        "kept/row"
+    )?;
     for method in &report.methods {
         for (phase, summary) in method.phases() {
             let cpu = summary.cpu_ratio.map_or("-".into(), |r| format!("{r:.3}"));
@@ -88,7 +97,7 @@ pub fn print_table(report: &ShapeReport) {
                 true => (format!("{:.1}", mib(method.peak_bytes)), kept(method)),
                 false => (String::new(), String::new()),
             };
-            println!(
+            say!(
                 "{:<width$}{phase:<10}{:>9.3}{:>9.3}{cpu:>9}{:>12.3}{:>12.3}{:>13.0}{peak:>11}{kept:>10}",
                 if phase == "forward" { &method.name } else { "" },
                 summary.median_ratio,
@@ -96,9 +105,10 @@ pub fn print_table(report: &ShapeReport) {
                 summary.median_ms,
                 summary.min_ms,
                 report.shape.tokens as f64 / summary.median_ms * 1e3,
-            );
+            )?;
         }
     }
+    Ok(())
 }
 
 /// Kept entries a row, where the method keeps some.

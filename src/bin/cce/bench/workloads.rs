@@ -1,11 +1,10 @@
 //! Where the inputs come from: the generator, or a file.
 
 use super::machine::Machine;
-use crate::args::{BackendArg, DTypeArg};
-use crate::common::shapes;
+use crate::args::{BackendArg, DTypeArg, ShapeArgs};
 use crate::common::workload::Workload;
 use crate::tensors::{self, Output, TensorFile};
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 use cut_cross_entropy::{CceOptions, DType, HostBuffer, Inputs, Matrix, Problem, Shape};
 use std::path::{Path, PathBuf};
@@ -19,18 +18,8 @@ pub struct GenerateArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// A named shape (`cce info` lists them).
-    #[arg(long, default_value = "gemma2_2b")]
-    shape: String,
-    /// Tokens N, in place of the shape's.
-    #[arg(long)]
-    tokens: Option<usize>,
-    /// Vocabulary V, in place of the shape's.
-    #[arg(long)]
-    vocab: Option<usize>,
-    /// Hidden size D, in place of the shape's.
-    #[arg(long)]
-    hidden: Option<usize>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Element type of embeddings and classifier.
     #[arg(long, value_enum, default_value_t = DTypeArg::Bf16)]
     dtype: DTypeArg,
@@ -50,34 +39,22 @@ impl GenerateArgs {
     pub fn run(&self) -> anyhow::Result<()> {
         tensors::check_writable(&self.output)?;
         let machine = Machine::open(self.backend)?;
-        let tokens: Vec<usize> = self.tokens.into_iter().collect();
-        let shape = shapes(&self.shape, &tokens, self.vocab, self.hidden)?[0];
+        let shape = self.shape.sizes()?;
         let workload = generate(&machine, shape, self.dtype.into(), self.softcap, self.seed)?;
-        println!("{shape} {}\n{}", DType::from(self.dtype), workload.survey.describe(shape.vocab));
         let Shape { tokens, hidden, vocab } = shape;
         let outputs = [
             Output::gradient("embeddings", &[tokens, hidden], &workload.embeddings)?,
             Output::gradient("classifier", &[vocab, hidden], &workload.classifier)?,
             Output::targets("targets", &[tokens], &workload.targets),
         ];
-        tensors::write(&self.output, &outputs)
+        tensors::write(&self.output, &outputs)?;
+        Ok(say!("{shape} {}\n{}", DType::from(self.dtype), workload.survey.describe(vocab))?)
     }
-}
-
-/// The sizes of a named shape, with others in their place: one shape for each number of tokens.
-pub fn shapes(name: &str, tokens: &[usize], vocab: Option<usize>, hidden: Option<usize>) -> anyhow::Result<Vec<Shape>> {
-    let named = shapes::find(name).with_context(|| format!("no shape is named `{name}`; `cce info` lists them"))?.shape;
-    let tokens = if tokens.is_empty() { &[named.tokens] } else { tokens };
-    let of = |&tokens: &usize| {
-        let shape = Shape { tokens, hidden: hidden.unwrap_or(named.hidden), vocab: vocab.unwrap_or(named.vocab) };
-        ensure!(shape.tokens > 0 && shape.hidden > 0 && shape.vocab > 0, "a benchmark needs sizes above 0: {shape}");
-        Ok(shape)
-    };
-    tokens.iter().map(of).collect()
 }
 
 /// Generated inputs, with targets drawn from their softmax.
 pub fn generate(machine: &Machine, shape: Shape, dtype: DType, softcap: f32, seed: u64) -> anyhow::Result<Workload> {
+    ensure!(shape.tokens > 0 && shape.hidden > 0 && shape.vocab > 0, "a benchmark needs sizes above 0: {shape}");
     let workload = Workload::without_targets(shape, dtype, some(softcap)?, seed);
     let found = machine.survey(&workload, Some(seed))?;
     Ok(workload.surveyed(found))

@@ -53,12 +53,12 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<bool> {
             Ok(worst) => worst.to_string(),
             Err(error) => format!("{error:#}"),
         };
-        println!("{verdict} {} {:<52} {detail}", backend.name(), case.name);
+        say!("{verdict} {} {:<52} {detail}", backend.name(), case.name)?;
     }
     if let Err(reason) = &cuda {
-        println!("skip cuda: {reason:#}");
+        say!("skip cuda: {reason:#}")?;
     }
-    println!("{} of {total} cases right", total - wrong);
+    say!("{} of {total} cases right", total - wrong)?;
     Ok(wrong == 0 && total > 0)
 }
 

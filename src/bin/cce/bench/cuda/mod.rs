@@ -4,7 +4,7 @@
 mod baseline;
 mod blas;
 
-use super::methods::{Method, Runner, Step};
+use super::methods::{Last, Method, Runner, Step};
 use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
 use crate::common::workload::Workload;
@@ -223,15 +223,6 @@ pub struct CudaRunner<'a> {
     host: Option<[HostBuffer; 2]>,
 }
 
-#[derive(Default)]
-struct Last {
-    loss: f32,
-    nll: Vec<f32>,
-    lse: Vec<f32>,
-    exact_rows: u64,
-    row_eps: Option<Vec<f32>>,
-}
-
 fn slice(buffer: &DeviceBuffer) -> anyhow::Result<DeviceSlice<'_>> {
     match buffer {
         DeviceBuffer::F32(s) => Ok(s.into()),
@@ -300,8 +291,7 @@ impl<'a> CudaRunner<'a> {
             self.last = Last { loss, nll, lse, exact_rows: telemetry.exact_rows, row_eps };
             Ok(Step { forward: forward_time, backward, peak_bytes: 0, telemetry, loss })
         })?;
-        let outputs = 4 * size_of::<f32>() * tokens; // losses, nll, lse, target_logit
-        Ok(Step { peak_bytes: peak_bytes.saturating_sub(outputs), ..step })
+        Ok(step.with_peak(peak_bytes, tokens))
     }
 
     fn materialising(&mut self) -> anyhow::Result<Step> {
@@ -367,29 +357,16 @@ impl Runner for CudaRunner<'_> {
             self.device.download(&self.d_classifier, &mut host[1])?;
         }
         let gradients = self.host.as_ref().filter(|_| method.has_backward()).map(|[e, c]| [e, c]);
-        Ok(Outcome {
-            loss: self.last.loss,
-            nll: &self.last.nll,
-            lse: &self.last.lse,
-            gradients,
-            filter: method.filter(),
-            exact_rows: self.last.exact_rows,
-            row_eps: self.last.row_eps.as_deref(),
-            sums_plainly: method == Method::Baseline,
-        })
+        Ok(self.last.outcome(method, gradients))
     }
 
-    fn planned_bytes(&self, method: Method) -> anyhow::Result<Option<usize>> {
-        if method == Method::Baseline {
-            return Ok(None);
-        }
-        let problem = Problem::new(&self.workload.inputs(), &method.options(self.workload.softcap))?;
+    fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
         let aligned = (self.workload.shape.hidden * self.dtype.size_in_bytes()).is_multiple_of(16);
-        let mut workload = plan::Workload::new(&problem, aligned).with_kernels(method.kernels());
+        let mut workload = plan::Workload::new(problem, aligned).with_kernels(method.kernels());
         if !method.has_backward() {
             workload = workload.with_gradients(false, false, false);
         }
-        Ok(Some(self.device.cuda.plan(&workload)?.workspace.peak_bytes()))
+        Ok(self.device.cuda.plan(&workload)?.workspace.peak_bytes())
     }
 
     fn obstacle(&self, method: Method) -> Option<String> {
