@@ -250,10 +250,10 @@ impl LinearCrossEntropy {
     }
 
     fn forward(&self, e: Operand<'_>, c: Operand<'_>, bias: Option<Operand<'_>>) -> Result<(CpuStorage, Shape)> {
-        let forward = self.with_inputs(e, c, bias, |inputs| cce_forward(&Cpu, inputs, &self.options))?;
+        let mut forward = self.with_inputs(e, c, bias, |inputs| cce_forward(&Cpu, inputs, &self.options))?;
         let output = match self.output {
             Output::Loss => vec![forward.loss],
-            Output::Losses => forward.losses.clone(),
+            Output::Losses => std::mem::take(&mut forward.losses), // the backward reads no output
             Output::NllAndLse => [&forward.nll[..], &forward.lse].concat(),
         };
         self.forward.set(Saved::Cpu(forward)).map_err(|_| Error::msg("this operation has already run"))?;

@@ -4,7 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "program.hpp"
+#include "half.hpp"
 
 namespace emu::ptx {
 namespace {
@@ -99,7 +99,7 @@ template <class T> Exec floating(const Str& op) {
 
 // ---- comparisons -------------------------------------------------------------------------------------------------------
 template <class T> Exec compare(const Str& c) {
-    const bool f = std::is_floating_point_v<T>;
+    const bool f = !std::is_integral_v<T>;
     if (c == "eq") return RUN { R(d) = A == B; };
     if (c == "ne") return f ? Exec(RUN { R(d) = A < B || A > B; }) : Exec(RUN { R(d) = A != B; });
     if (c == "lt" || (c == "lo" && !f)) return RUN { R(d) = A < B; };
@@ -128,7 +128,8 @@ bool decode_setp(Parser& P, Ins& i, Opcode& o, const Operands& x) {
     i.d = P.slot(results[0]);
     i.a = P.slot(x[1]);
     i.b = P.slot(x[2]);
-    Exec plain = type == "f32" ? compare<float>(how) : type == "f64" ? compare<double>(how) : integer_type(type) ? BY_INTEGER(type, compare)(how) : nullptr;
+    Exec plain = type == "f32" ? compare<float>(how) : type == "f64" ? compare<double>(how) : type == "f16" ? compare<F16>(how)
+                     : type == "bf16" ? compare<BF16>(how) : integer_type(type) ? BY_INTEGER(type, compare)(how) : nullptr;
     if (results.size() == 1 && !logic) { i.exec = plain; return plain; }
     static std::vector<Exec>& comparisons = *new std::vector<Exec>;
     i.n = int(comparisons.size());
@@ -253,13 +254,43 @@ bool decode_approximate(Ins& i, Opcode& o, const Str& type) {
     return i.exec;
 }
 
-// ---- packed halves -----------------------------------------------------------------------------------------------------
-bool decode_half(Ins& i, const Str& op, const Str& type) {         // what the compiler makes of a comparison with zero or a sign
-    const uint32_t sign = type.size() > 4 ? 0x80008000u : 0x8000u;
-    i.n = int(sign);
-    if (type != "f16" && type != "bf16" && type != "f16x2" && type != "bf16x2") return false;
-    if (op == "neg") i.exec = RUN { R(d) = uint32_t(R(a)) ^ uint32_t(i.n); };
-    if (op == "abs") i.exec = RUN { R(d) = uint32_t(R(a)) & ~uint32_t(i.n); };
+// ---- 16-bit floats, alone and in pairs ------------------------------------------------------------------------------------
+// a b + c to odd: where f32 does not hold it, the neighbour whose last bit is set. Of 24 such bits, 11 or 8 round as all of them would.
+float fused_to_odd(float a, float b, float c) {
+    const float below = fused(a, b, c, FE_DOWNWARD), above = fused(a, b, c, FE_UPWARD);
+    return reg(below) & 1 ? below : above;
+}
+float sum(float a, float b, float) { return fused_to_odd(a, 1, b); }
+float difference(float a, float b, float) { return fused_to_odd(b, -1, a); }
+float times(float a, float b, float) { return fused_to_odd(a, b, -0.0f); }   // -0: the product's sign stays
+float least(float a, float b, float) { return a == b && std::signbit(a) ? a : std::fmin(a, b); }
+float greatest(float a, float b, float) { return a == b && std::signbit(a) ? b : std::fmax(a, b); }
+template <class F, float (*f)(float, float, float)> void each(Thread& t, const Ins& i) {
+    uint32_t r = 0;
+    for (int low = 0; low < i.n; low += 16) r |= uint32_t(F(f(as<F>(R(a) >> low), as<F>(R(b) >> low), as<F>(R(c) >> low))).bits) << low;
+    R(d) = r;
+}
+template <class F> Exec half(const Str& op) {
+    if (op == "add") return each<F, sum>;
+    if (op == "sub") return each<F, difference>;
+    if (op == "mul") return each<F, times>;
+    if (op == "fma") return each<F, fused_to_odd>;
+    if (op == "min") return each<F, least>;
+    if (op == "max") return each<F, greatest>;
+    return nullptr;
+}
+bool decode_half(Parser& P, Ins& i, Opcode& o, const Str& type) {
+    const bool pair = type == "f16x2" || type == "bf16x2";
+    if (!pair && type != "f16" && type != "bf16") return false;
+    const Str& op = o.op();
+    i.n = pair ? 32 : 16;
+    if (op == "neg") i.exec = RUN { R(d) = uint32_t(R(a)) ^ (i.n == 32 ? 0x80008000u : 0x8000u); };
+    else if (op == "abs") i.exec = RUN { R(d) = uint32_t(R(a)) & (i.n == 32 ? 0x7fff7fffu : 0x7fffu); };
+    else {
+        if (op != "min" && op != "max") o.take("rn");
+        if (op != "fma") i.c = P.value(0);
+        i.exec = type[0] == 'b' ? half<BF16>(op) : half<F16>(op);
+    }
     return i.exec;
 }
 }  // namespace
@@ -292,7 +323,7 @@ bool decode_arithmetic(Parser& P, Ins& i, Opcode& o, const Operands& x) {
                : op == "xor" ? Exec(RUN { R(d) = !R(a) != !R(b); }) : op == "not" ? Exec(RUN { R(d) = !R(a); }) : nullptr;
         return i.exec;
     }
-    if (decode_half(i, op, type)) return true;
+    if (decode_half(P, i, o, type)) return true;
     if (type != "f32" && type != "f64" && !integer_type(type)) return false;
     if (decode_bits(P, i, o, type)) return true;
     if (type[0] == 'f') {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "program.hpp"
+#include "half.hpp"
 
 namespace emu::ptx {
 namespace {
@@ -12,13 +12,6 @@ namespace {
 enum Mode { kNearest, kZero, kDown, kUp };
 struct How { Mode mode = kNearest; bool integral = false, saturate = false; };   // integral: .rni and the like
 
-uint16_t to_bf16(float x) {
-    uint32_t u = as<uint32_t>(reg(x));
-    return (u & 0x7fffffffu) > 0x7f800000u ? uint16_t(0x7fff) : uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
-}
-uint16_t to_f16(float x) { return x != x ? uint16_t(0x7fff) : as<uint16_t>(reg(_Float16(x))); }
-float from_f16(Reg r) { return float(as<_Float16>(r)); }
-float from_bf16(Reg r) { return as<float>(Reg(uint16_t(r)) << 16); }
 uint32_t to_tf32(float x) {                                        // ties away from zero
     uint32_t u = as<uint32_t>(reg(x));
     return (u & 0x7f800000u) == 0x7f800000u ? u : (u + 0x1000u) & 0xffffe000u;
@@ -103,13 +96,13 @@ Exec convert_to(const Str& d, const Str& s) {
     return nullptr;
 }
 Exec half(const Str& to, const Str& from, bool nearest) {          // the pairs of 16-bit types that kernels use
-    if (from == "f16" && to == "f32") return RUN { R(d) = reg<float>(from_f16(R(a))); };
-    if (from == "bf16" && to == "f32") return RUN { R(d) = reg<float>(from_bf16(R(a))); };
+    if (from == "f16" && to == "f32") return RUN { R(d) = reg<float>(as<F16>(R(a))); };
+    if (from == "bf16" && to == "f32") return RUN { R(d) = reg<float>(as<BF16>(R(a))); };
     if (!nearest || from != "f32") return nullptr;
-    if (to == "f16") return RUN { R(d) = to_f16(as<float>(R(a))); };
-    if (to == "bf16") return RUN { R(d) = to_bf16(as<float>(R(a))); };
-    if (to == "f16x2") return RUN { R(d) = to_f16(as<float>(R(b))) | uint32_t(to_f16(as<float>(R(a)))) << 16; };
-    if (to == "bf16x2") return RUN { R(d) = to_bf16(as<float>(R(b))) | uint32_t(to_bf16(as<float>(R(a)))) << 16; };
+    if (to == "f16") return RUN { R(d) = F16(as<float>(R(a))).bits; };
+    if (to == "bf16") return RUN { R(d) = BF16(as<float>(R(a))).bits; };
+    if (to == "f16x2") return RUN { R(d) = F16(as<float>(R(b))).bits | uint32_t(F16(as<float>(R(a))).bits) << 16; };
+    if (to == "bf16x2") return RUN { R(d) = BF16(as<float>(R(b))).bits | uint32_t(BF16(as<float>(R(a))).bits) << 16; };
     return nullptr;
 }
 }  // namespace

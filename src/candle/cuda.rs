@@ -1,9 +1,9 @@
-//! Tensors on a CUDA device: candle's memory on candle's stream. Inputs and gradients are not copied, and nothing waits.
+//! Tensors on a CUDA device: candle's memory on candle's stream. Only nll and lse are copied, 2 N numbers, and nothing waits.
 
 use super::{LinearCrossEntropy, OptionalGradients, Output, Saved};
 use crate::cuda::cudarc::driver::{CudaSlice, CudaView, DriverError};
 use crate::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice};
-use crate::{Cuda, Inputs, Matrix, Upstream, cce_backward, cce_forward};
+use crate::{Backend, Cuda, DType, Inputs, Matrix, Upstream, cce_backward, cce_forward};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Error, Layout, Result, Shape, Storage, Tensor, bail};
@@ -110,12 +110,11 @@ impl LinearCrossEntropy {
     ) -> Result<(CudaStorage, Shape)> {
         let device = &e.0.device;
         let cuda = backend(device)?;
-        let forward =
+        let mut forward =
             self.with_cuda_inputs(e, c, bias, |inputs| cce_forward(&cuda, inputs, &self.options).map_err(Error::wrap))?;
-        // The forward keeps its outputs: candle gets copies of these one, N or 2 N numbers.
         let output = match self.output {
-            Output::Loss => cuda.stream().clone_dtod(forward.loss.as_slice()).w()?,
-            Output::Losses => cuda.stream().clone_dtod(&forward.losses).w()?,
+            Output::Loss => take(&cuda, &mut forward.loss.0).map_err(Error::wrap)?,
+            Output::Losses => take(&cuda, &mut forward.losses).map_err(Error::wrap)?,
             Output::NllAndLse => stacked(&cuda, &forward.nll, &forward.lse).w()?,
         };
         self.forward.set(Saved::Cuda(forward)).map_err(|_| Error::msg("this operation has already run"))?;
@@ -169,7 +168,13 @@ impl LinearCrossEntropy {
     }
 }
 
-/// One after the other.
+/// Takes an output away from a forward: its backward reads none of them.
+fn take(cuda: &Cuda, output: &mut CudaSlice<f32>) -> crate::Result<CudaSlice<f32>> {
+    let DeviceBuffer::F32(nothing) = cuda.allocate("nothing", DType::F32, 0)? else { unreachable!("it is f32") };
+    Ok(std::mem::replace(output, nothing))
+}
+
+/// One after the other, copied: candle operations have one result, and these are two allocations.
 fn stacked(cuda: &Cuda, a: &CudaSlice<f32>, b: &CudaSlice<f32>) -> std::result::Result<CudaSlice<f32>, DriverError> {
     let n = a.len();
     let mut both = cuda.stream().alloc_zeros(2 * n)?;

@@ -229,7 +229,7 @@ debug!(DeviceSlice, DeviceSliceMut);
 
 /// One `f32` in device memory, perhaps still being computed.
 #[derive(Debug)]
-pub struct DeviceScalar(pub(super) CudaSlice<f32>);
+pub struct DeviceScalar(pub(crate) CudaSlice<f32>);
 
 impl DeviceScalar {
     /// The value; waits for the stream to get there.

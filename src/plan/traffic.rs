@@ -22,12 +22,14 @@ pub struct Entries {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// Bytes that multiprocessors read of E, of C, of logit gradients and of lists of entries: from L2, or from memory where
-    /// it is not there. What is read once a row, such as its statistics, does not count.
+    /// it is not there. What is read once a row, such as its statistics, does not count; a multicast counts once.
     pub read: u64,
     /// Of these: by asynchronous copies into shared memory, where rows are aligned.
     pub copied: u64,
     /// Products of warps: m16n8k16 of 16 bits, or m16n8k8 of TF32.
     pub mma: u64,
+    /// Products of warpgroups: m64n256k16.
+    pub wgmma: u64,
 }
 
 /// Bytes of a row in a stage of shared memory, and warps of a block, of all products.
@@ -35,9 +37,13 @@ const STEP_BYTES: u64 = 64;
 const WARPS: u64 = 8;
 /// Side of the tiles of the exact path.
 const TILE: u64 = BLOCK_N as u64;
+/// Of Hopper's forward: warpgroups that multiply, columns of D of a step, and columns of a product.
+const CONSUMERS: u64 = 2;
+const STEP_COLUMNS: u64 = 64;
+const WGMMA_COLUMNS: u64 = 16;
 
 impl LaunchPlan {
-    /// Entry points of the portable kernels with the work, and what they claim. Nothing of Hopper's kernels.
+    /// Entry points of the kernels with the work, and what they claim. Nothing of Hopper's exact path.
     pub fn traffic(&self, entries: &Entries) -> Vec<(Cow<'static, str>, Traffic)> {
         let gradients = self.workload.options.gradients;
         let bias = gradients.bias && self.workload.bias;
@@ -51,6 +57,8 @@ impl LaunchPlan {
         let none = Traffic::default();
         let claims = [
             (kernels::FORWARD, !self.hopper, self.forward_traffic(entries.rows)),
+            (kernels::FORWARD_HOPPER, self.hopper && self.cluster == 1, self.hopper_traffic(entries.rows)),
+            (kernels::FORWARD_HOPPER_CLUSTER, self.hopper && self.cluster > 1, self.hopper_traffic(entries.rows)),
             (kernels::FILTER, self.capture, Traffic { read: 2 * 8 * entries.candidates, ..none }),
             (
                 kernels::D_EMBEDDINGS,
@@ -69,12 +77,24 @@ impl LaunchPlan {
         self.logits(rows.div_ceil(TILE), self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum())
     }
 
+    /// A unit of row blocks reads each tile of C once, and for each its own rows of E: nothing outside of either matrix. What is
+    /// ignored behind the last row is read with it, as far as the block goes, and does not count.
+    fn hopper_traffic(&self, rows: u64) -> Traffic {
+        let Shape { hidden, vocab, .. } = self.workload.shape;
+        let (hidden, vocab, cluster) = (hidden as u64, vocab as u64, u64::from(self.cluster));
+        let tiles: u64 = self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum();
+        let units = rows.div_ceil(TILE).div_ceil(cluster);
+        let read = (units * vocab + tiles * rows) * hidden * self.workload.dtype.size_in_bytes() as u64;
+        let steps = hidden.div_ceil(STEP_COLUMNS) * (STEP_COLUMNS / WGMMA_COLUMNS);
+        Traffic { read, copied: read, wgmma: tiles * units * cluster * CONSUMERS * steps, ..Traffic::default() }
+    }
+
     fn logits(&self, row_tiles: u64, class_tiles: u64) -> Traffic {
         let row_bytes = (self.workload.shape.hidden * self.workload.dtype.size_in_bytes()) as u64;
         let steps = row_bytes.div_ceil(STEP_BYTES).max(2);
         let tiles = row_tiles * class_tiles;
         let read = tiles * 2 * TILE * row_bytes;
-        Traffic { read, copied: read, mma: tiles * steps * self.mma_per_step() }
+        Traffic { read, copied: read, mma: tiles * steps * self.mma_per_step(), ..Traffic::default() }
     }
 
     /// Of a step of a tile of 128 by 128: by each warp two of k, four by four products; f32 takes three of TF32.

@@ -84,7 +84,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the portable kernels read and multiply where each row keeps so many entries: as many as a trained model's.
+/// What the kernels read and multiply where each row keeps so many entries: as many as a trained model's.
 fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     const KEPT: u64 = 200;
     let rows = plan.workload.shape.tokens as u64;
@@ -92,7 +92,8 @@ fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     let exact_rows = if plan.dense { rows } else { 0 };
     say!("  read from L2 and multiplied, with {KEPT} entries kept a row:")?;
     for (entry_point, traffic) in plan.traffic(&Entries { rows, candidates: kept, kept, exact_rows }) {
-        say!("    {entry_point:<34} {:9.3} GB  {:>14} mma", traffic.read as f64 / 1e9, traffic.mma)?;
+        let (products, of) = if traffic.wgmma > 0 { (traffic.wgmma, "wgmma") } else { (traffic.mma, "mma") };
+        say!("    {entry_point:<34} {:9.3} GB  {products:>14} {of}", traffic.read as f64 / 1e9)?;
     }
     Ok(())
 }
