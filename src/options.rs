@@ -31,7 +31,8 @@ pub enum GradientFilter {
     Unbiased {
         /// Probability below which entries are sampled; in (0, 1].
         eps: f32,
-        /// Seed of this step's choice. The kept set is a function of the problem and the seed alone.
+        /// Seed of this step's choice. The kept set is a function of the problem and the seed alone; on a GPU, where rows
+        /// whose entries outgrow their room take a larger `eps`, of the launch plan too.
         seed: u64,
     },
     /// Keep entries with `p >= eps`, drop the others. Biased: dropped mass is lost, on flat softmax nearly all of it.
