@@ -84,7 +84,7 @@ fn materialising(
     baseline.backward(workload, d_embeddings, d_classifier);
     let (nll, lse, filter) = (&baseline.nll[..], &baseline.lse[..], GradientFilter::Exact);
     let gradients = Some([&*d_embeddings, &*d_classifier]);
-    verify(oracle, &Outcome { loss, nll, lse, gradients, filter, exact_rows: 0, sums_plainly: true });
+    verify(oracle, &Outcome { loss, nll, lse, gradients, filter, exact_rows: 0, row_eps: None, sums_plainly: true });
 
     group.bench_function("one plain matmul", |b| b.iter(|| baseline.multiply_only(workload)));
     group.bench_function(BenchmarkId::new("forward", "materialising"), |b| b.iter(|| baseline.forward(workload)));
@@ -128,7 +128,16 @@ fn ours(
     let computed = Some([&gradients.d_embeddings, &gradients.d_classifier]);
     verify(
         oracle,
-        &Outcome { loss: result.loss, nll, lse, gradients: computed, filter, exact_rows, sums_plainly: false },
+        &Outcome {
+            loss: result.loss,
+            nll,
+            lse,
+            gradients: computed,
+            filter,
+            exact_rows,
+            row_eps: None,
+            sums_plainly: false,
+        },
     );
 
     group.bench_function(BenchmarkId::new("forward", name), |b| b.iter(forward));

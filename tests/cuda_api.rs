@@ -5,7 +5,6 @@
 mod common;
 
 use common::compare::bits;
-use common::suite::{self, HostBackend};
 use common::{Expected, Logits, OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::cuda::cudarc::driver::result;
 use cut_cross_entropy::cuda::cudarc::driver::sys::{
