@@ -4,7 +4,6 @@
     python3 kernels/check.py                      sm_80 and sm_120, sm_90a for *_sm90*.cu
     python3 kernels/check.py --all                every architecture that this nvcc knows and the library ships
     python3 kernels/check.py --arch 80,86 exact   some architectures; files whose name contains a word
-    python3 kernels/check.py --all --few exact.cu     every architecture, but of exact.cu, which takes longest, sm_80 and sm_120
 
 Prints kernel x architecture: registers, static shared memory, and what is wrong. nvcc: --nvcc, $NVCC, $CUDA_HOME, the PATH, or what
 emulator/toolchain.sh installs. Needs nothing but Python.
@@ -66,7 +65,6 @@ def main():
     parser.add_argument("words", nargs="*")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--arch")
-    parser.add_argument("--few", metavar="FILE", action="append", default=[])
     parser.add_argument("--nvcc")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--times", action="store_true", help="print how long each file took")
@@ -77,7 +75,6 @@ def main():
     archs = [a for a in archs if f"compute_{a}" in known.split()]
     sources = [s for s in sorted((ROOT / "kernels").glob("*.cu")) if not options.words or any(w in s.name for w in options.words)]
     work = [(s, a) for s in sources for a in (["90a"] if "sm90" in s.stem else [a for a in archs if a != "90a"])]
-    work = [(s, a) for s, a in work if s.name not in options.few or a in QUICK]
     work.sort(key=lambda w: -w[0].stat().st_size)                  # long ones first
     began, bad = time.time(), []
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

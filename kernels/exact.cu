@@ -223,8 +223,8 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
     const Item item = item_of(p, work);          // again, rather than in registers meanwhile
     const float factor = work.scale.up * p.logit_scale;
     const u32 thread = gradient_product::own_thread();
-#pragma unroll
-    for (u32 m = 0; m < 4; ++m)
+#pragma unroll 1
+    for (u32 m = 0; m < 4; ++m, gradient_product::shift_rows(acc))
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
             const u32 r = item.tile * TILE + gradient_product::row_of(thread, m, h);
@@ -237,7 +237,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
                 for (u32 i = 0; i < 2; ++i) {
                     const u32 column = item.column0 + gradient_product::column_of(thread, n) + i;
                     if (column >= p.hidden) continue;
-                    float sum = acc[m][n][2 * h + i];
+                    float sum = acc[0][n][2 * h + i];
                     if (!work.chunk.is_first) sum += sums[column];
                     if (work.chunk.is_last) sink::put_one(a.d_embeddings, token * p.hidden + column, sum * factor);
                     else sums[column] = sum;
@@ -293,18 +293,19 @@ __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem,
 
 // What the sparse rows give to the staged tile, or to smem.bias. Not inlined: what it derives from the thread's index would be computed
 // at the kernel's start and take the main loops' registers.
-template <class T> __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
+template <class T, bool ALIGNED>
+__device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
     if (a.backward.column_begin == nullptr && a.backward.spread_total == nullptr) return;
     const Item item = item_of(a.problem, work);
     const bool bias = item.kind == Product::D_BIAS;
     const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
     const u32 end = bias ? 0 : smaller(item.column0 + TILE, a.problem.hidden);
-    if (gather::aligned(gather::embeddings<T>(a.problem)))
-        column_sum::add_to_tile<T, true, THREADS>(
-            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+    float* to_bias = bias ? smem.bias : nullptr;
+    // Rows of D elements may end within a vector though they begin at multiples of 16 bytes.
+    if (ALIGNED && gather::aligned(gather::embeddings<T>(a.problem)))
+        column_sum::add_to_tile<T, ALIGNED, THREADS>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
     else
-        column_sum::add_to_tile<T, false, THREADS>(
-            a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, bias ? smem.bias : nullptr);
+        column_sum::add_to_tile<T, false, THREADS>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
 }
 
 __device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
@@ -334,7 +335,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chu
             if (item.kind == Product::D_CLASSIFIER) d_classifier_tile<T, ALIGNED>(a, smem, work);
             else d_bias_tile<T>(a, smem, work);
             __syncthreads();
-            add_sparse_rows<T>(a, smem, work);
+            add_sparse_rows<T, ALIGNED>(a, smem, work);
             write_columns(a, smem, work);
         }
         __syncthreads();

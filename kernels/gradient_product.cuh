@@ -39,6 +39,12 @@ using Accumulators = float[4][4][4];         // [16 rows][8 columns][row = lane 
 __device__ __forceinline__ u32 row_of(u32 thread, u32 m, u32 h) { return thread / 128 * 64 + m * 16 + h * 8 + thread % 32 / 4; }
 __device__ __forceinline__ u32 column_of(u32 thread, u32 n) { return thread / 32 % 4 * 32 + n * 8 + thread % 4 * 2; }
 
+// acc[1] becomes acc[0] and so on. Registers have no index: a loop over m that is not unrolled, four times shorter, takes acc[0] in turn.
+__device__ __forceinline__ void shift_rows(Accumulators& acc) {
+#pragma unroll
+    for (u32 i = 0; i < 48; ++i) acc[i / 16][i / 4 % 4][i % 4] = acc[i / 16 + 1][i / 4 % 4][i % 4];
+}
+
 // threadIdx.x, by a shuffle of every lane with itself. What derives from the plain index is the same all through the kernel: the
 // compiler computes the addresses of all phases once at its start, and then spills them in the main loops.
 __device__ __forceinline__ u32 own_thread() { return prim::shfl_idx(u32(threadIdx.x), int(threadIdx.x % 32)); }

@@ -85,7 +85,7 @@ impl Format {
         let mut state = seed;
         let number = |i: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let exponents = if i.is_multiple_of(2) { self.exponents.len() as u16 } else { 4 };
+            let exponents = [self.exponents.len() as u16, 4][i % 2];
             let exponent = self.exponents.start + (state >> 50) as u16 % exponents;
             let rest = (state >> 33) as u16;
             rest & 0x8000 | exponent << mantissa | rest & ((1 << mantissa) - 1)
