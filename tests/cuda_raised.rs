@@ -40,11 +40,13 @@ fn unchecked() -> Config {
 /// Both forwards, with the type of their inputs.
 const KERNELS: [(KernelFamily, DType); 2] = [(KernelFamily::Portable, DType::F32), (KernelFamily::Hopper, DType::BF16)];
 
-/// Rows that are flat, and from `sharp` on rows that are sure of their target.
-fn flat_and_sharp(tokens: usize, sharp: usize, hidden: usize, vocab: usize, dtype: DType) -> Tensors {
+/// Rows that are flat, and rows that are sure of their target, one of the first 100 classes.
+fn flat_and_sharp(tokens: usize, is_sharp: impl Fn(usize) -> bool, dtype: DType) -> Tensors {
+    let (hidden, vocab) = (8, VOCAB);
     let mut tensors = Spec { logits: Logits::Flat, dtype, ..Spec::new(tokens, hidden, vocab) }.generate();
-    for i in sharp..tokens {
-        let class = tensors.targets[i] as usize;
+    for i in (0..tokens).filter(|&i| is_sharp(i)) {
+        let class = tensors.targets[i] as usize % 100;
+        tensors.targets[i] = class as i64;
         let row: Vec<f32> = tensors.classifier.to_f32_vec()[class * hidden..][..hidden].to_vec();
         let norm: f32 = row.iter().map(|c| c * c).sum();
         row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
@@ -75,7 +77,7 @@ fn blocks_that_overflow_are_kept_with_a_larger_eps_beside_others_that_are_not() 
         let backend = backend.with_kernels(family);
         let plan = backend.cuda().plan(&workload(dtype, family)).expect("a plan");
         assert_eq!(plan.rounds.len(), 3, "{plan}");
-        let tensors = flat_and_sharp(150, 128, 8, VOCAB, dtype);
+        let tensors = flat_and_sharp(150, |i| i >= 128, dtype);
         for label_smoothing in [0.0, 0.1] {
             let options = CceOptions { label_smoothing, ..unbiased(EPS, 5) };
             let (got, rows) = check(&backend, &tensors, &options);
@@ -93,7 +95,7 @@ fn blocks_that_overflow_are_kept_with_a_larger_eps_beside_others_that_are_not() 
 fn a_raised_eps_is_unbiased() {
     // Over seeds the mean's error must be that of independent draws, 1 / sqrt(seeds).
     let (_guard, backend) = emulated(&unchecked());
-    let tensors = flat_and_sharp(128, 128, 8, VOCAB, DType::F32);
+    let tensors = flat_and_sharp(128, |i| i >= 128, DType::F32);
     let upstream = OwnedUpstream::loss(1.0);
     let run = |filter| suite::run(&backend, &tensors, &CceOptions { filter, ..CceOptions::default() }, &upstream).1;
     let exact = run(GradientFilter::Exact);
@@ -123,10 +125,11 @@ fn a_raised_eps_is_unbiased() {
 #[test]
 fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
     for (family, dtype) in KERNELS {
-        let tensors = flat_and_sharp(650, 640, 8, VOCAB, dtype);
+        // Sharp are also the last 64 rows of each block, which put nothing aside when the others do a round again.
+        let tensors = flat_and_sharp(650, |i| i % 128 >= 64 || i >= 640, dtype);
         let run = |turn: usize| {
             let (_guard, backend) = emulated(&Config {
-                check: false,
+                check: turn == 0,
                 order: [Order::Forward, Order::Reverse, Order::Random][turn % 3],
                 async_: [Async::Lazy, Async::Eager, Async::Random][turn % 3],
                 seed: turn as u64,
@@ -146,7 +149,7 @@ fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
             )
         };
         let first = run(0);
-        assert!(first.3.raised_rows >= 640 && first.3.exact_rows == 0, "{family}: {:?}", first.3);
+        assert!(first.3.raised_rows >= 320 && first.3.exact_rows == 0, "{family}: {:?}", first.3);
         for turn in 1..4 {
             let other = run(turn);
             assert_eq!((&other.0, &other.1, &other.2), (&first.0, &first.1, &first.2), "{family}, turn {turn}");
@@ -159,7 +162,7 @@ fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
 fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_sparse() {
     // Until a row has summed up 64 equal classes, each of them may reach the threshold.
     let (_guard, backend) = emulated(&checked());
-    let tensors = flat_and_sharp(150, 128, 8, VOCAB, DType::F32);
+    let tensors = flat_and_sharp(150, |i| i >= 128, DType::F32);
     let options = CceOptions { filter: GradientFilter::Threshold { eps: EPS }, ..CceOptions::default() };
     let (got, rows) = check(&backend, &tensors, &options);
     assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0));
@@ -171,7 +174,7 @@ fn a_block_that_no_eps_helps_is_exact() {
     // 36 classes with a little more than the ε that the last round tries, and others that are nothing.
     for (family, dtype) in KERNELS {
         let (_guard, backend) = emulated(&checked());
-        let mut tensors = flat_and_sharp(150, 128, 8, VOCAB, dtype);
+        let mut tensors = flat_and_sharp(150, |i| i >= 128, dtype);
         let bias = |v: usize| if v.is_multiple_of(83) && v < 36 * 83 { (v % 7) as f64 * 0.01 } else { -30.0 };
         tensors.bias = Some(common::data::buffer(DType::F32, &(0..VOCAB).map(bias).collect::<Vec<_>>()));
         tensors.targets.iter_mut().for_each(|target| *target = *target % 36 * 83);
