@@ -157,7 +157,7 @@ SHIPPED = [
     mutant("exact: the tile's bias read past V", K + "exact.cu",
            "class_index >= p.vocab) return;", "class_index > p.vocab) return;", "exact", "bias/0"),
     mutant("exact: dC staged without a barrier", K + "exact.cu",
-           "            else d_bias_tile<T>(a, smem, work);\n            __syncthreads();\n            add_sparse_rows<T>(a, smem, work);",
+           "            else d_bias_tile<T>(a, smem, work);\n            __syncthreads();\n            add_sparse_rows<T, ALIGNED>(a, smem, work);",
            "            else d_bias_tile<T>(a, smem, work);", "exact", "group_edge/0"),
     mutant("exact: wrong owner of an item", K + "exact.cu",
            "        if (threadIdx.x == 0) work.item += gridDim.x;\n        __syncthreads();\n    }\n}\n\n// ---- passes",
