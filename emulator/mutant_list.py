@@ -73,6 +73,8 @@ SHIPPED = [
            "smem.eps[t] = s.eps;", "smem.eps[t] = 1.2f * s.eps;", "filter", "cuda_raised blocks_that_overflow_are"),
     mutant("redo: the shares of the round are written again, by others", K + "logits_epilogue.cuh",
            "        if (a.redo) return;\n", "", "forward_sm80", "cuda_raised blocks_that_overflow_are"),
+    mutant("redo: an item ends without a barrier", K + "logits_epilogue.cuh",
+           "        barrier();\n        if (a.redo) return;\n", "        if (a.redo) return;\n        barrier();\n", "forward_sm90", "cuda_hopper hardly_any_room"),
     mutant("redo: a row block beside the one that does the round again", K + "forward_sm90.cu",
            "before++ == item.unit) return row_block;", "before++ == item.unit) return row_block + 1;", "forward_sm90", "cuda_raised blocks_that_overflow_are"),
     mutant("redo: every row block", K + "forward_sm80.cu",
