@@ -134,12 +134,26 @@ struct LceSink { void* data; u32 type; u32 mode; };   // dense; ElementType, Sin
 // dL/dz_v = p_v (softmax - entropy (ln p_v + H)) - [v = y] target - spread w_v, before the softcap's slope and the scale
 struct LceCoefficients { float softmax, target, spread, entropy; };
 
+// What is known of the lists by class. Filled by lce_column_scan_b.
+struct LceColumns {
+    u32 popular;                             // classes with long lists
+    u32 frequent;                            // classes that tensor cores sum
+    u32 next_entry;                          // of column_entries: where the lists of the next row block's tiles will begin
+    u32 next_item;                           // of lce_frequent's work
+};
+
 struct LceBackwardScratch {
     LceCoefficients* coefficients;           // [N] by row
     u32* column_begin;                       // [V + 1] first entry of each class's list
     u32* popular_classes;                    // [V] the classes with long lists
-    u32* column_block_sum;                   // [ceil(V / 4096) + 1] of the scan; in the last: number of popular_classes
-    LceEntry* column_entries;                // [row_blocks * block_entries] (token, dL/dz of the entry: before logit_scale)
+    u64* column_block_sum;                   // [ceil(V / 4096)] of the scan: frequent classes << 32 | entries in lists
+    LceColumns* columns;
+    // [row_blocks * block_entries] Lists by class of (token, dL/dz of the entry: before logit_scale); behind them those of the tiles of a
+    // row block and 128 frequent classes: (row in block * 128 + class in tile, dL/dz as the exact path stores it).
+    LceEntry* column_entries;
+    u32* frequent_rank;                      // [V] rank of a class among the frequent ones, NONE; null: there are none
+    u32* frequent_class;                     // [most_frequent] ascending
+    u32* tile_begin;                         // [row_blocks, most_frequent / 128 + 1] of a tile's list in column_entries
     float* class_sum_parts;                  // [SUM_PARTS, D] label smoothing: parts of sum_v w_v C_v
     float* class_sum;                        // [D]
     float* spread_sum_parts;                 // [SUM_PARTS, D] label smoothing: parts of sum_i spread_i E_i over sparse rows
@@ -151,6 +165,8 @@ struct LceBackwardScratch {
     float* exact_d_embeddings;               // [exact_panel_rows, D] accumulators
     u64 exact_gradients_elements;            // that exact_gradients holds
     u32 exact_panel_rows;                    // multiple of BLOCK_N
+    u32 least_frequent;                      // entries that make a class frequent
+    u32 most_frequent;                       // multiple of 128 that no number of frequent classes exceeds
     u32 padding;
 };
 

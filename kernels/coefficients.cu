@@ -10,10 +10,12 @@ namespace {
 __device__ __forceinline__ f64 at(const float* vector, u32 index) { return vector == nullptr ? 0.0 : f64(vector[index]); }
 
 // An upper bound of |dL/dz_v| over the row's classes: p <= 1, |p ln p| <= 1/e, p H <= ln V, and the class weights, not negative,
-// are at most their sum. The softcap's slope is at most 1.
-__device__ __forceinline__ float largest(const LceCoefficients& c, f64 class_weight_sum, u32 vocab) {
-    const float entropy = c.entropy == 0.0f ? 0.0f : prim::fabs(c.entropy) * (0.37f + prim::logf(float(vocab)));
-    return prim::fabs(c.softmax) + prim::fabs(c.target) + prim::fabs(c.spread) * float(class_weight_sum) + entropy;
+// are at most their sum. The softcap's slope is at most 1. A kept p counts for `eps` at least, and is eps 2^-33 at least: that
+// makes |eps ln p| at most 1/e + 23 eps.
+__device__ __forceinline__ float largest(const LceCoefficients& c, f64 class_weight_sum, u32 vocab, float eps) {
+    const float counted = prim::fmax(eps, 1.0f);
+    const float entropy = c.entropy == 0.0f ? 0.0f : prim::fabs(c.entropy) * (counted * (0.37f + prim::logf(float(vocab))) + 23.0f * eps);
+    return prim::fabs(c.softmax) * counted + prim::fabs(c.target) + prim::fabs(c.spread) * float(class_weight_sum) + entropy;
 }
 
 }  // namespace
@@ -43,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(256) lce_coefficients(const __grid_
             c = {float(softmax), float(target), float(spread), float(at(a.upstream.entropy, token))};
         }
         a.backward.coefficients[row] = c;
-        const float magnitude = largest(c, c.spread == 0.0f ? 0.0 : header.class_weight_sum, p.vocab);
+        const float eps = a.saved.entry_count != nullptr && a.saved.entry_count[row] != NONE ? a.saved.statistics[row].eps : 0.0f;
+        const float magnitude = largest(c, c.spread == 0.0f ? 0.0 : header.class_weight_sum, p.vocab, eps);
         if (magnitude <= 3.4028235e38f) bound = prim::f32_bits(magnitude);   // finite: false for NaN too
     }
 

@@ -43,6 +43,11 @@ __device__ __forceinline__ List list_of(const LceArgs& a, u32 class_index) {
     return {a.backward.column_entries + begin, end - begin};
 }
 
+// Summed by frequent.cu, from lists of its own.
+__device__ __forceinline__ bool is_frequent(const LceArgs& a, u32 class_index) {
+    return a.backward.frequent_rank != nullptr && a.backward.frequent_rank[class_index] != NONE;
+}
+
 __device__ __forceinline__ f64 warp_sum(f64 x) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) x += prim::shfl_xor(x, lanes);

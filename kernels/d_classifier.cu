@@ -1,4 +1,4 @@
-// dC and dbias where every row is sparse: each class finished by one owner, from its list of entries.
+// dC and dbias where every row is sparse: each class but the frequent ones finished by one owner, from its list of entries.
 //
 //     grid P + ceil(V / 16), 256 threads; P >= 1 as the host likes (2 to 4 a SM), no result depends on it
 //     blocks 0 .. P             the popular classes (more than 32 entries): items of (class, 64 vectors of columns), every P-th item;
@@ -37,7 +37,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void popular_classes
     const Rows<T> rows = gather::embeddings<T>(a.problem);
     const u32 end = a.d_classifier.mode == SINK_SKIP ? 0 : a.problem.hidden;
     const u32 spans = end == 0 ? 1 : (end + SPAN - 1) / SPAN;
-    const u32 popular = a.backward.column_block_sum[(a.problem.vocab + 4095) / 4096];
+    const u32 popular = a.backward.columns->popular;
     u32 slot = blockIdx.x / spans, span = blockIdx.x % spans;
     for (; slot < popular; slot += blocks / spans + (span + blocks % spans >= spans), span = (span + blocks % spans) % spans) {
         const u32 class_index = a.backward.popular_classes[slot], first = span * SPAN;
@@ -66,7 +66,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void warp_classes(co
     const u32 first = block * CLASSES + threadIdx.x / 32 * WARP_CLASSES;
     for (u32 class_index = first; class_index < first + WARP_CLASSES && class_index < a.problem.vocab; ++class_index) {
         const List list = column_sum::list_of(a, class_index);
-        if (list.count > column_sum::WARP_LIST) continue;
+        if (list.count > column_sum::WARP_LIST || column_sum::is_frequent(a, class_index)) continue;
         const float weight = logit_map::class_weight(a.problem, class_index);
         const LceEntry entry = column_sum::sorted(list);
         if (a.d_bias.mode != SINK_SKIP) {

@@ -81,15 +81,43 @@ template <class T, class Rows> struct Right {
 // A thread copies CHUNKS chunks of either operand each step. They lie 4 KiB apart in the stage: the swizzles repeat there.
 constexpr u32 CHUNK_APART = THREADS * 16;
 
-template <class T, bool TRANSPOSED, bool ALIGNED, class Rows> struct Copies {
-    static constexpr u32 ROWS_APART = THREADS / ROW_CHUNKS<T>;       // k's between a thread's chunks, stored [k][128]
-    static constexpr u32 LEFT_APART = TRANSPOSED ? ROWS_APART : THREADS / 4;   // rows of G between a thread's chunks
-    const T* left;                           // of the next step
-    u32 left_to, right_to;                   // bytes in a stage
-    u32 count;                               // elements inside the matrix, of a chunk of the right operand
+// The right operand's.
+template <class T, bool ALIGNED, class Rows> struct RightCopies {
+    static constexpr u32 ROWS_APART = THREADS / ROW_CHUNKS<T>;       // k's between a thread's chunks
+    u32 to;                                  // bytes in a stage
+    u32 count;                               // elements inside the matrix, of a chunk
     u32 row[CHUNKS];                         // of the next step's chunks, looked up a step ahead: two dependent loads would stall the copies
 
-    __device__ __forceinline__ Copies(const T* tile, u32 left_stride, const Right<T, Rows>& right, u32 thread) {
+    __device__ __forceinline__ RightCopies(const Right<T, Rows>& right, u32 thread) {
+        const u32 k = thread / ROW_CHUNKS<T>, chunk = thread % ROW_CHUNKS<T>;
+        to = at_k<T>(k, chunk);
+        const u32 column = right.column + chunk * PER_CHUNK<T>, inside = column < right.columns ? right.columns - column : 0;
+        count = inside < PER_CHUNK<T> ? inside : PER_CHUNK<T>;
+        look_up(right, 0, thread);
+    }
+
+    __device__ __forceinline__ void look_up(const Right<T, Rows>& right, u32 step, u32 thread) {
+#pragma unroll
+        for (u32 i = 0; i < CHUNKS; ++i) row[i] = right.rows(step * STEP<T> + thread / ROW_CHUNKS<T> + i * ROWS_APART);
+    }
+
+    __device__ __forceinline__ void start(u8* stage, const Right<T, Rows>& right, u32 i, u32 thread) const {
+        const u32 column = right.column + thread % ROW_CHUNKS<T> * PER_CHUNK<T>;
+        const u32 inside = row[i] == NONE ? 0 : count;
+        const T* from = inside == 0 ? right.data : right.data + i64(row[i]) * right.stride + column;
+        u8* chunk = stage + to + i * CHUNK_APART;
+        if constexpr (ALIGNED) prim::cp_async_16(chunk, from, inside * sizeof(T));
+        else *reinterpret_cast<Vec16*>(chunk) = logits::gather_chunk<T>(from, inside);
+    }
+};
+
+template <class T, bool TRANSPOSED, bool ALIGNED, class Rows> struct Copies {
+    static constexpr u32 LEFT_APART = TRANSPOSED ? THREADS / ROW_CHUNKS<T> : THREADS / 4;    // rows of G between a thread's chunks
+    const T* left;                           // of the next step
+    u32 left_to;                             // bytes in a stage
+    RightCopies<T, ALIGNED, Rows> of_right;
+
+    __device__ __forceinline__ Copies(const T* tile, u32 left_stride, const Right<T, Rows>& right, u32 thread) : of_right(right, thread) {
         const u32 k = thread / ROW_CHUNKS<T>, chunk = thread % ROW_CHUNKS<T>;
         if constexpr (TRANSPOSED) {
             left = tile + u64(k) * left_stride + chunk * PER_CHUNK<T>;
@@ -98,31 +126,17 @@ template <class T, bool TRANSPOSED, bool ALIGNED, class Rows> struct Copies {
             left = tile + u64(thread / 4) * left_stride + thread % 4 * PER_CHUNK<T>;
             left_to = logits::swizzled(thread / 4, thread % 4);
         }
-        right_to = at_k<T>(k, chunk);
-        const u32 column = right.column + chunk * PER_CHUNK<T>, inside = column < right.columns ? right.columns - column : 0;
-        count = inside < PER_CHUNK<T> ? inside : PER_CHUNK<T>;
-        look_up(right, k);
-    }
-
-    __device__ __forceinline__ void look_up(const Right<T, Rows>& right, u32 k) {
-#pragma unroll
-        for (u32 i = 0; i < CHUNKS; ++i) row[i] = right.rows(k + i * ROWS_APART);
     }
 
     // G is a workspace of whole tiles: aligned, and with nothing outside.
     __device__ __forceinline__ void start(u8* left_stage, u8* right_stage, u32 left_stride, const Right<T, Rows>& right, u32 step, u32 thread) {
-        const u32 column = right.column + thread % ROW_CHUNKS<T> * PER_CHUNK<T>;
 #pragma unroll
         for (u32 i = 0; i < CHUNKS; ++i) {
             prim::cp_async_16(left_stage + left_to + i * CHUNK_APART, left + u64(i) * LEFT_APART * left_stride, 16);
-            const u32 inside = row[i] == NONE ? 0 : count;
-            const T* from = inside == 0 ? right.data : right.data + i64(row[i]) * right.stride + column;
-            u8* to = right_stage + right_to + i * CHUNK_APART;
-            if constexpr (ALIGNED) prim::cp_async_16(to, from, inside * sizeof(T));
-            else *reinterpret_cast<Vec16*>(to) = logits::gather_chunk<T>(from, inside);
+            of_right.start(right_stage, right, i, thread);
         }
         left += TRANSPOSED ? u64(STEP<T>) * left_stride : u64(STEP<T>);
-        look_up(right, (step + 1) * STEP<T> + thread / ROW_CHUNKS<T>);
+        of_right.look_up(right, step + 1, thread);
     }
 };
 

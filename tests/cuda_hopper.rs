@@ -8,7 +8,7 @@ use common::cases::{self, Case};
 use common::{OwnedUpstream, Spec, Tensors, picked, room, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
-use cut_cross_entropy::plan::{DeviceInfo, HopperTuning, KernelFamily, LaunchPlan, Workload};
+use cut_cross_entropy::plan::{DeviceInfo, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,8 +38,8 @@ fn of_clusters() -> Vec<Case> {
     shapes.into_iter().map(case).collect()
 }
 
-fn tuned(cluster: bool, lead: u32) -> KernelFamily {
-    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), lead, ..HopperTuning::default() })
+fn tuned(cluster: bool, lead: u32) -> KernelChoice {
+    KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { cluster: Some(cluster), lead, ..Tuning::default() } }
 }
 
 /// Shapes at the edges of the exact path: several tiles of rows, of classes and of D, each with a ragged last one; tokens that
@@ -95,7 +95,7 @@ fn configure(turn: usize) {
 
 /// Each case, of those that `CCE_CASES` picks, under one filter, one schedule and one tuning, in rotation; `kernels` must have
 /// multiplied in them.
-fn check(cases: &[Case], tunings: &[KernelFamily], filters: &[GradientFilter], kernels: &[&str]) {
+fn check(cases: &[Case], tunings: &[KernelChoice], filters: &[GradientFilter], kernels: &[&str]) {
     let _guard = emulated();
     emulator::reset_counters();
     let known = [of_every_backend(), of_clusters(), of_the_exact_path()].concat();
@@ -124,7 +124,7 @@ fn check(cases: &[Case], tunings: &[KernelFamily], filters: &[GradientFilter], k
 #[test]
 fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
     // Five, so that each meets every filter, order and asynchrony.
-    let tunings = [KernelFamily::Hopper, tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3)];
+    let tunings = [KernelFamily::Hopper.into(), tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3)];
     let [alone, clusters] = ["lce_forward_sm90", "lce_forward_sm90_cluster"];
     let kernels = [alone, clusters].map(|kernel| [format!("{kernel}_bf16"), format!("{kernel}_f16")]).concat();
     let kernels: Vec<&str> = kernels.iter().map(String::as_str).collect();
@@ -155,8 +155,10 @@ fn clusters_match_the_oracle_where_row_blocks_and_tiles_do_not_divide() {
 #[test]
 fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
     // A chunk of 0 MiB is one tile of classes.
-    let tuning =
-        |(lead, chunk_mib)| KernelFamily::HopperTuned(HopperTuning { lead, chunk_mib, ..HopperTuning::default() });
+    let tuning = |(lead, chunk_mib)| KernelChoice {
+        family: KernelFamily::Hopper,
+        tuning: Tuning { lead, chunk_mib, ..Tuning::default() },
+    };
     let tunings = [(2, 0), (0, 64), (3, 0), (1, 0)].map(tuning);
     let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
     check(&of_every_backend(), &tunings, &[GradientFilter::Exact], &kernels);
@@ -167,8 +169,10 @@ fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
 fn results_are_the_same_bits_under_every_schedule() {
     let _guard = emulated();
     configure(0);
-    let tuning = HopperTuning { chunk_mib: 0, ..HopperTuning::default() };
-    let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::HopperTuned(tuning));
+    let tuning = Tuning { chunk_mib: 0, ..Tuning::default() };
+    let backend = CudaStaged::new(0)
+        .expect("an emulated device")
+        .with_kernels(KernelChoice { family: KernelFamily::Hopper, tuning });
     let spec = Spec { ignored: 0.05, dtype: DType::BF16, bias: true, ..Spec::new(140, 72, 600) };
     let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
     let (tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));

@@ -6,7 +6,7 @@ mod common;
 
 use common::compare::bits;
 use common::room::{self, row_eps};
-use common::suite::{self, Got};
+use common::suite::{self, Got, Known};
 use common::{Logits, OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::plan::{KernelFamily, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, GradientFilter, Shape};
@@ -56,7 +56,15 @@ fn flat_and_sharp(tokens: usize, is_sharp: impl Fn(usize) -> bool, dtype: DType)
 
 fn workload(dtype: DType, kernels: KernelFamily) -> Workload {
     let shape = Shape { tokens: 150, hidden: 8, vocab: VOCAB };
-    Workload { shape, dtype, bias: false, aligned: true, options: unbiased(EPS, 5), kernels, room: Some(ROOM) }
+    Workload {
+        shape,
+        dtype,
+        bias: false,
+        aligned: true,
+        options: unbiased(EPS, 5),
+        kernels: kernels.into(),
+        room: Some(ROOM),
+    }
 }
 
 fn unbiased(eps: f32, seed: u64) -> CceOptions {
@@ -65,7 +73,8 @@ fn unbiased(eps: f32, seed: u64) -> CceOptions {
 
 /// Runs, and compares everything with the oracle under each row's own ε.
 fn check(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions) -> (Got, Vec<f32>) {
-    let checked = suite::check_one_by_row(backend, tensors, options, &OwnedUpstream::loss(1.0), Some(&row_eps));
+    let known = Known { row_eps: Some(&row_eps), ..Known::default() };
+    let checked = suite::check_one_knowing(backend, tensors, options, &OwnedUpstream::loss(1.0), &known);
     let (forward, got) = checked.unwrap_or_else(|message| panic!("{message}"));
     (got, row_eps(&forward))
 }

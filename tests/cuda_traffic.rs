@@ -3,8 +3,10 @@
 
 mod common;
 
+use common::expected::Expected;
 use common::{Spec, Tensors};
-use cut_cross_entropy::plan::{Entries, HopperTuning, KernelFamily, LaunchPlan, Workload};
+use cut_cross_entropy::filter;
+use cut_cross_entropy::plan::{Entries, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
 use cut_cross_entropy::{
     Backend, CceOptions, CudaStaged, DType, GradientFilter, Problem, Telemetry, Upstream, cce_backward, cce_forward,
 };
@@ -16,7 +18,7 @@ struct Case {
     filter: GradientFilter,
     /// Rows that start at multiples of 16 bytes.
     aligned: bool,
-    kernels: KernelFamily,
+    kernels: KernelChoice,
 }
 
 fn cases() -> Vec<Case> {
@@ -27,16 +29,22 @@ fn cases() -> Vec<Case> {
         spec: Spec { dtype, ignored: 0.1, seed: 11, ..Spec::new(tokens, hidden, vocab) },
         filter,
         aligned: true,
-        kernels: KernelFamily::Portable,
+        kernels: KernelFamily::Portable.into(),
     };
     let padded = |case: Case| Case { spec: Spec { padding: 2, ..case.spec }, aligned: false, ..case };
     let biased = |case: Case| Case { spec: Spec { bias: true, ..case.spec }, ..case };
     let hopper = |cluster, case: Case| {
-        let tuning = HopperTuning { cluster: Some(cluster), ..HopperTuning::default() };
-        Case { kernels: KernelFamily::HopperTuned(tuning), ..case }
+        let tuning = Tuning { cluster: Some(cluster), ..Tuning::default() };
+        Case { kernels: KernelChoice { family: KernelFamily::Hopper, tuning }, ..case }
+    };
+    let frequent = |entries, case: Case| {
+        let tuning = Tuning { frequent: Some(entries), ..case.kernels.tuning };
+        Case { kernels: KernelChoice { tuning, ..case.kernels }, ..case }
     };
     vec![
-        case("sparse, 16 bits", (150, 640, 700), DType::BF16, sparse),
+        frequent(u32::MAX, case("sparse, 16 bits", (150, 640, 700), DType::BF16, sparse)),
+        frequent(1, biased(case("frequent classes alone, ragged tiles", (150, 328, 700), DType::BF16, sparse))),
+        frequent(7, biased(case("frequent classes and others", (290, 136, 400), DType::F16, sparse))),
         case("sparse, 32 bits, a last step of half the columns", (40, 1032, 300), DType::F32, sparse),
         case("exact, 16 bits, ragged tiles", (150, 200, 389), DType::F16, GradientFilter::Exact),
         biased(case("exact, 32 bits, one step of columns", (40, 12, 300), DType::F32, GradientFilter::Exact)),
@@ -46,8 +54,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The plan, and what the backward counted.
-fn run(case: &Case) -> (LaunchPlan, Telemetry) {
+/// The plan, what the backward counted, and how many entries each class has.
+fn run(case: &Case) -> (LaunchPlan, Telemetry, Vec<u64>) {
     let options = CceOptions { filter: case.filter, ..CceOptions::default() };
     let tensors: Tensors = case.spec.generate();
     let inputs = tensors.inputs();
@@ -59,7 +67,23 @@ fn run(case: &Case) -> (LaunchPlan, Telemetry) {
     let forward = cce_forward(&staged, &inputs, &options).expect("legal");
     let gradients = cce_backward(&staged, &inputs, &forward, &Upstream::default()).expect("its own");
     assert_eq!(staged.name(), "cuda");
-    (plan, gradients.telemetry)
+    (plan, gradients.telemetry, entries_of_classes(&problem))
+}
+
+/// By the definition of the filter, in `f64`.
+fn entries_of_classes(problem: &Problem<'_>) -> Vec<u64> {
+    let expected = Expected::new(problem);
+    let mut entries = vec![0; expected.vocab()];
+    let GradientFilter::Unbiased { eps, seed } = problem.options().filter else { return entries };
+    for (i, target) in expected.reference.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?))) {
+        let start = filter::row_start(seed, i);
+        for (class, entries) in entries.iter_mut().enumerate() {
+            let least = f64::from(eps) * f64::from(filter::entry_uniform(start, class as u32));
+            let p = expected.forward.probabilities[i * expected.vocab() + class];
+            *entries += u64::from(class == target || p >= least);
+        }
+    }
+    entries
 }
 
 /// What a kernel may read that is not claimed: of its rows and classes, not of their elements.
@@ -73,8 +97,17 @@ fn beyond(case: &Case, entry_point: &str, claimed: u64, entries: &Entries) -> u6
         e if e.starts_with("lce_filter") => 1024 * 8 * case.spec.tokens.div_ceil(128) as u64 + 28 * entries.rows,
         // Each of 128 threads: the token's row; its statistics and coefficients, 48 bytes, and five numbers.
         e if e.starts_with("lce_d_embeddings") => 128 * parts * (4 * case.spec.tokens as u64 + 68 * entries.rows),
-        // Each of 256 threads: begin and end of a class's list, for each span of columns.
-        e if e.starts_with("lce_d_classifier") => 256 * 16 * case.spec.vocab as u64,
+        // Each of 256 threads: begin and end of a class's list, for each span of columns, and whether it is frequent.
+        e if e.starts_with("lce_d_classifier") => 256 * 20 * case.spec.vocab as u64,
+        // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D. Each of 256 threads, a tile: where
+        // lists begin. Each of 32 threads, of each row and tile of columns: its statistics, coefficients and seven numbers.
+        e if e.starts_with("lce_frequent") => {
+            let tiles = |count: u64| count.div_ceil(128);
+            let (rows, classes, columns) =
+                (tiles(entries.rows), tiles(entries.frequent_classes), tiles(case.spec.hidden as u64));
+            let numbers = 2 * rows * classes * columns * (128 * 128 / 8 * 12 + 256 * 16);
+            numbers + 32 * columns * 128 * entries.rows + 256 * 64 * (rows + classes) * columns
+        }
         // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D, and what a tile of logits needs.
         e if e.starts_with("lce_exact") => claimed * 2 / 5 + a_row_of_a_tile(96),
         _ => unreachable!("{entry_point}"),
@@ -86,14 +119,19 @@ fn what_the_plan_claims_is_what_is_read_and_multiplied() {
     emulator::install().expect("the emulator is built with this test");
     emulator::configure(&Config { device: "h100".into(), workers: 2, ..Config::default() });
     for case in cases() {
-        let (plan, telemetry) = run(&case);
+        let (plan, telemetry, of_classes) = run(&case);
         let targets = telemetry.rows - telemetry.exact_rows;
+        let is_frequent = |entries: &u64| plan.least_frequent.is_some_and(|least| *entries >= least.into());
+        let frequent: Vec<u64> = of_classes.iter().copied().filter(is_frequent).collect();
         let entries = Entries {
             rows: telemetry.rows,
             candidates: telemetry.candidates - targets,
             kept: telemetry.kept_entries,
             exact_rows: telemetry.exact_rows,
+            frequent_classes: frequent.len() as u64,
+            frequent: frequent.iter().sum(),
         };
+        assert!(telemetry.exact_rows > 0 || of_classes.iter().sum::<u64>() == telemetry.kept_entries, "{}", case.name);
         let claims = plan.traffic(&entries);
         assert!(claims.len() >= 2, "{}", case.name);
         for (entry_point, claim) in claims {

@@ -1,8 +1,8 @@
 //! Plans of the CUDA backend, for GPUs that need not be there: what is cut is covered once, and every byte has its formula.
 
 use cut_cross_entropy::plan::{
-    BLOCK_N, BLOCK_V, DeviceInfo, Entries, Group, HopperTuning, KERNELS, KernelFamily, Launch, LaunchPlan,
-    MAX_PARTIALS, MAX_VOCAB, Step, Workload,
+    BLOCK_N, BLOCK_V, DeviceInfo, Entries, Group, KERNELS, KernelChoice, KernelFamily, Launch, LaunchPlan,
+    MAX_PARTIALS, MAX_VOCAB, Step, Tuning, Workload,
 };
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
@@ -14,9 +14,13 @@ fn workload(tokens: usize, vocab: usize, hidden: usize) -> Workload {
         bias: false,
         aligned: true,
         options: CceOptions::default(),
-        kernels: KernelFamily::Auto,
+        kernels: auto(),
         room: None,
     }
+}
+
+fn auto() -> KernelChoice {
+    KernelChoice::default()
 }
 
 const GEMMA2_2B: (usize, usize, usize) = (8192, 256_000, 2304);
@@ -127,8 +131,8 @@ fn every_tile_of_every_row_block_is_covered_once() {
     assert!(plans_with_rounds > 1000, "{plans_with_rounds}");
 }
 
-fn tuned(cluster: bool) -> KernelFamily {
-    KernelFamily::HopperTuned(HopperTuning { cluster: Some(cluster), ..HopperTuning::default() })
+fn tuned(cluster: bool) -> KernelChoice {
+    KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { cluster: Some(cluster), ..Tuning::default() } }
 }
 
 /// Every (row block, tile) once, and every partial result once: computed, or said to be none.
@@ -189,7 +193,7 @@ fn clusters_are_chosen_where_they_take_less_time() {
         let workload = workload(tokens, 128_256, 4096).with_kernels(kernels);
         LaunchPlan::new(&workload, &DeviceInfo::H200).expect("fits").cluster
     };
-    let auto = KernelFamily::Auto;
+    let auto = auto();
     assert_eq!([1, 128].map(|tokens| cluster(tokens, auto)), [1, 1], "nobody to share with");
     assert_eq!([129, 256, 8192, 16_384].map(|tokens| cluster(tokens, auto)), [2; 4], "an even number of row blocks");
     assert_eq!(
@@ -224,9 +228,17 @@ fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {
 
 #[test]
 fn names_of_kernels_are_read_as_they_are_printed() {
-    let tuning = |cluster, lead, chunk_mib| KernelFamily::HopperTuned(HopperTuning { cluster, lead, chunk_mib });
+    let tuning = |cluster, lead, chunk_mib| KernelChoice {
+        family: KernelFamily::Hopper,
+        tuning: Tuning { cluster, lead, chunk_mib, frequent: None },
+    };
     let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
-    let all = [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper, some, others];
+    let mut all = vec![some, others];
+    for family in [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper] {
+        for frequent in [None, Some(1), Some(u32::MAX)] {
+            all.push(KernelChoice { family, tuning: Tuning { frequent, ..Tuning::default() } });
+        }
+    }
     for kernels in all {
         assert_eq!(kernels.to_string().parse(), Ok(kernels));
     }
@@ -240,8 +252,11 @@ fn names_of_kernels_are_read_as_they_are_printed() {
         "hopper:cluster",
         "hopper:chunk=x",
         "portable:lead=1",
+        "auto:cluster=on",
+        "auto:frequent=0",
+        "auto:frequent=many",
     ] {
-        assert!(wrong.parse::<KernelFamily>().is_err(), "{wrong}");
+        assert!(wrong.parse::<KernelChoice>().is_err(), "{wrong}");
     }
 }
 
@@ -346,7 +361,10 @@ fn sizes_are_their_formulas() {
             "32 N" => 32 * n,
             "4 V" => 4 * v,
             "4 (V + 1)" => 4 * (v + 1),
-            "4 (ceil(V / 4096) + 1)" => 4 * (v.div_ceil(4096) + 1),
+            "8 ceil(V / 4096)" => 8 * v.div_ceil(4096),
+            "16" => 16,
+            "4 F" => 4 * plan.most_frequent as usize,
+            "4 row_blocks (F / 128 + 1)" => 4 * row_blocks * (plan.most_frequent as usize / 128 + 1),
             "4 D" => 4 * d,
             "4 * 64 D" => 256 * d,
             "12 row_blocks" => 12 * row_blocks,
@@ -386,8 +404,8 @@ fn the_workspace_has_no_product_of_tokens_and_vocabulary() {
         let plan = LaunchPlan::new(&workload(8192, vocab, 1024), &DeviceInfo::H200).expect("fits");
         plan.workspace.peak_bytes() as f64
     };
-    // Two lists of 4 bytes a class, and their rounding: far from 8192 bytes a class.
-    assert!((at(256_000) - at(128_000)) / 128_000.0 <= 8.1);
+    // Three lists of 4 bytes a class, and their rounding: far from 8192 bytes a class.
+    assert!((at(256_000) - at(128_000)) / 128_000.0 <= 12.1);
 }
 
 #[test]
@@ -398,8 +416,12 @@ fn what_is_not_asked_for_is_neither_allocated_nor_launched() {
     };
     let stems = |plan: &LaunchPlan| launches(plan).map(|l| l.kernel.stem).collect::<Vec<_>>();
     let frozen_classifier = plan(true, false, false);
-    assert!(frozen_classifier.workspace.region("column_entries").is_none());
-    assert!(stems(&frozen_classifier).iter().all(|s| !s.contains("column") && !s.contains("classifier")));
+    assert!(stems(&frozen_classifier).iter().all(|s| !s.contains("classifier") && !s.contains("scatter")));
+    // Lists by class, and even counts of them, are for dC and for frequent classes.
+    let off = KernelChoice { tuning: Tuning { frequent: Some(u32::MAX), ..Tuning::default() }, ..auto() };
+    let gathered = LaunchPlan::new(&frozen_classifier.workload.with_kernels(off), &DeviceInfo::H200).expect("fits");
+    assert!(gathered.workspace.region("column_entries").is_none() && gathered.least_frequent.is_none());
+    assert!(stems(&gathered).iter().all(|s| !s.contains("column") && !s.contains("frequent")));
     let frozen_embeddings = plan(false, true, false);
     assert!(frozen_embeddings.workspace.region("exact_d_embeddings").is_none());
     assert!(!stems(&frozen_embeddings).contains(&"lce_d_embeddings"));
@@ -494,17 +516,18 @@ fn the_exact_path_is_hoppers_where_every_row_takes_it() {
     };
     let sparse = workload(8192, 256_000, 2304);
     let dense = Workload { options: CceOptions { filter: GradientFilter::Exact, ..sparse.options }, ..sparse };
-    let chunk = |chunk_mib| KernelFamily::HopperTuned(HopperTuning { chunk_mib, ..HopperTuning::default() });
-    assert_eq!(exact(&dense, KernelFamily::Auto), ("lce_exact_sm90_bf16".into(), 32 << 20)); // 64 MiB
+    let chunk =
+        |chunk_mib| KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { chunk_mib, ..Tuning::default() } };
+    assert_eq!(exact(&dense, KernelFamily::Auto.into()), ("lce_exact_sm90_bf16".into(), 32 << 20)); // 64 MiB
     assert_eq!(exact(&dense, chunk(16)), ("lce_exact_sm90_bf16".into(), 8 << 20));
     assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
-    assert_eq!(exact(&dense, KernelFamily::Portable).0, "lce_exact_bf16");
-    assert_eq!(exact(&sparse, KernelFamily::Auto).0, "lce_exact_bf16"); // for rows that overflow
+    assert_eq!(exact(&dense, KernelFamily::Portable.into()).0, "lce_exact_bf16");
+    assert_eq!(exact(&sparse, KernelFamily::Auto.into()).0, "lce_exact_bf16"); // for rows that overflow
 }
 
 #[test]
 fn what_claims_traffic_is_launched() {
-    let entries = Entries { rows: 100, candidates: 900, kept: 700, exact_rows: 50 };
+    let entries = Entries { rows: 100, candidates: 900, kept: 700, exact_rows: 50, frequent_classes: 0, frequent: 0 };
     let exact = CceOptions { filter: GradientFilter::Exact, ..CceOptions::default() };
     let dense = Workload { options: exact, ..workload(8192, 256_000, 2304) };
     let dense = LaunchPlan::new(&dense, &DeviceInfo::H200).expect("fits");
@@ -523,4 +546,32 @@ fn kernels_have_names_of_their_own() {
     let names: Vec<_> = KERNELS.iter().flat_map(|k| k.entry_points()).collect();
     let different: std::collections::HashSet<_> = names.iter().collect();
     assert_eq!(names.len(), different.len());
+}
+
+#[test]
+fn frequent_classes_are_for_16_bit_rows_of_whole_vectors() {
+    let least = |workload: &Workload| LaunchPlan::new(workload, &DeviceInfo::H200).expect("fits").least_frequent;
+    let gemma = workload(8192, 256_000, 2304);
+    assert_eq!(least(&gemma), Some(85)); // one row in 96
+    assert_eq!(least(&workload(100, 32_000, 512)), Some(8));
+    assert_eq!(least(&gemma.with_kernels(KernelFamily::Portable)), Some(85));
+    let set = |frequent| KernelChoice { tuning: Tuning { frequent, ..Tuning::default() }, ..auto() };
+    assert_eq!(least(&gemma.with_kernels(set(Some(3)))), Some(3));
+    let dense = Workload { options: CceOptions { filter: GradientFilter::Exact, ..gemma.options }, ..gemma };
+    for without in [
+        Workload { dtype: DType::F32, ..gemma },
+        Workload { aligned: false, ..gemma },
+        workload(8192, 256_000, 2300),
+        gemma.with_kernels(set(Some(u32::MAX))),
+        dense,
+    ] {
+        assert_eq!(least(&without), None, "{without:?}");
+    }
+    // There is room for as many as there can be entries for.
+    for workload in workloads() {
+        let Ok(plan) = LaunchPlan::new(&workload, &DeviceInfo::H200) else { continue };
+        let Some(least) = plan.least_frequent else { continue };
+        let most = (plan.row_blocks as usize * plan.block_entries as usize / least as usize).min(workload.shape.vocab);
+        assert!(plan.most_frequent as usize >= most && plan.most_frequent.is_multiple_of(128), "{plan}");
+    }
 }

@@ -125,12 +125,22 @@ mirror! {
         r#type: u32,
         mode: u32,
     }
+    LceColumns {
+        popular: u32,
+        frequent: u32,
+        next_entry: u32,
+        next_item: u32,
+    }
     LceBackwardScratch {
         coefficients: Address,
         column_begin: Address,
         popular_classes: Address,
         column_block_sum: Address,
+        columns: Address,
         column_entries: Address,
+        frequent_rank: Address,
+        frequent_class: Address,
+        tile_begin: Address,
         class_sum_parts: Address,
         class_sum: Address,
         spread_sum_parts: Address,
@@ -142,6 +152,8 @@ mirror! {
         exact_d_embeddings: Address,
         exact_gradients_elements: u64,
         exact_panel_rows: u32,
+        least_frequent: u32,
+        most_frequent: u32,
         padding: u32,
     }
     /// The argument of every kernel.

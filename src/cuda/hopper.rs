@@ -46,7 +46,7 @@ impl LceHopperArgs {
             embeddings: [e(box_rows)?, e(8)?, e(1)?],
             classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, box_rows)?,
             sweep_blocks: plan.sweep_blocks,
-            lead: plan.workload.kernels.tuning().lead,
+            lead: plan.workload.kernels.tuning.lead,
             padding: [0; 14],
         })
     }

@@ -44,7 +44,7 @@ pub use probe::device_count;
 pub use raw::RawSlice;
 pub use staged::CudaStaged;
 
-use crate::plan::{DeviceInfo, Group, KernelFamily, LaunchPlan, Workload};
+use crate::plan::{DeviceInfo, Group, KernelChoice, LaunchPlan, Workload};
 use crate::{Backend, DType, Error, Forward, GradientSinks, Problem, Result, Upstream};
 use arguments::Addresses;
 use buffers::TargetRange;
@@ -57,7 +57,7 @@ use std::sync::Arc;
 pub struct Cuda {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
-    family: KernelFamily,
+    choice: KernelChoice,
     room: Option<usize>,
 }
 
@@ -80,12 +80,13 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn with_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let kernels = Kernels::of(stream.context())?;
-        Ok(Cuda { stream, kernels, family: KernelFamily::Auto, room: None })
+        Ok(Cuda { stream, kernels, choice: KernelChoice::default(), room: None })
     }
 
-    /// The same with the forward's kernels chosen by the caller. What they cannot do is an [`Error::Device`].
-    pub fn with_kernels(self, family: KernelFamily) -> Self {
-        Cuda { family, ..self }
+    /// The same with kernels chosen by the caller: a [`KernelFamily`](crate::plan::KernelFamily), or one and how it runs. What they
+    /// cannot do is an [`Error::Device`].
+    pub fn with_kernels(self, kernels: impl Into<KernelChoice>) -> Self {
+        Cuda { choice: kernels.into(), ..self }
     }
 
     /// The same with room for `room` candidates a row, 24 bytes each, in place of as many as 60 MiB hold for all rows (but 320 at
@@ -185,7 +186,7 @@ impl Cuda {
 
     fn workload(&self, problem: &Problem<'_, DeviceMemory>) -> Result<Workload> {
         let aligned = Addresses::new(&self.stream).rows_are_aligned(problem)?;
-        Ok(Workload::new(problem, aligned).with_kernels(self.family).with_room(self.room))
+        Ok(Workload::new(problem, aligned).with_kernels(self.choice).with_room(self.room))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::buffers::{self, DeviceBuffer, DeviceMemory, DeviceSlice};
 use super::{Cuda, raw};
 use crate::memory::Buffer;
-use crate::plan::{DeviceInfo, KernelFamily};
+use crate::plan::{DeviceInfo, KernelChoice};
 use crate::{
     Backend, DType, Error, Forward, GradientSinks, Host, HostBuffer, HostSlice, HostSliceMut, Inputs, Matrix, Problem,
     Result, Sink, Telemetry, Upstream,
@@ -103,8 +103,8 @@ impl CudaStaged {
     }
 
     /// See [`Cuda::with_kernels`].
-    pub fn with_kernels(self, family: KernelFamily) -> Self {
-        CudaStaged { cuda: self.cuda.with_kernels(family) }
+    pub fn with_kernels(self, kernels: impl Into<KernelChoice>) -> Self {
+        CudaStaged { cuda: self.cuda.with_kernels(kernels) }
     }
 
     /// See [`Cuda::with_room`].

@@ -1,9 +1,9 @@
-//! Which kernels compute, by name: `auto`, `portable`, `hopper`, `hopper:cluster=off,lead=3`.
+//! Which kernels compute, by name: `auto`, `portable`, `hopper`, `hopper:cluster=off,lead=3`, `auto:frequent=off`.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Which kernels compute the forward and, where every row takes it, the exact path; the others are the same everywhere. Parses from, and prints as, what `cce --kernels` takes.
+/// Which kernels compute the forward and, where every row takes it, the exact path; the others are the same everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelFamily {
     /// Hopper's where the device is one and the inputs fit them, else the portable ones.
@@ -13,84 +13,126 @@ pub enum KernelFamily {
     Portable,
     /// TMA and `wgmma`: compute capability 9.0; f16 or bf16, rows that start at multiples of 16 bytes, D > 0.
     Hopper,
-    /// The same, not as the planner would have it: for measurements.
-    HopperTuned(HopperTuning),
 }
 
-/// How the Hopper kernels run. No choice changes what they compute beyond the order of sums.
+/// A family and how its kernels run. Parses from, and prints as, what `cce --kernels` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelChoice {
+    /// Which kernels.
+    pub family: KernelFamily,
+    /// How they run.
+    pub tuning: Tuning,
+}
+
+/// How kernels run where the planner is not to decide: for measurements. No choice changes what they compute beyond the order of
+/// sums and, for `frequent`, one rounding of logit gradients to the inputs' type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HopperTuning {
-    /// `cluster=on` or `off`: pairs of blocks that share each tile of the classifier. `None`: by the planner's model of time.
+pub struct Tuning {
+    /// Hopper: `cluster=on` or `off`, pairs of blocks that share each tile of the classifier. `None`: by the planner's model of time.
     pub cluster: Option<bool>,
-    /// `lead=0` to `3`: steps of the main loop by which the second consumer starts behind the first.
+    /// Hopper: `lead=0` to `3`, steps of the main loop by which the second consumer starts behind the first.
     pub lead: u32,
-    /// `chunk=64`: MiB of logit gradients that the exact path keeps at a time, at least a tile of classes.
+    /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time, at least a tile of classes.
     pub chunk_mib: u32,
+    /// `frequent=82`: entries from which on a class is summed by tensor cores, in 16-bit types; `frequent=off`, [`u32::MAX`]: no class is.
+    /// `None`: by the planner's model of time.
+    pub frequent: Option<u32>,
 }
 
-impl HopperTuning {
+impl Tuning {
     /// Most steps of a lead: the stages of the ring less the one that both need.
     pub const MAX_LEAD: u32 = 3;
 }
 
-impl Default for HopperTuning {
+impl Default for Tuning {
     fn default() -> Self {
-        HopperTuning { cluster: None, lead: 2, chunk_mib: 64 }
+        Tuning { cluster: None, lead: 2, chunk_mib: 64, frequent: None }
     }
 }
 
-impl KernelFamily {
-    /// How the Hopper kernels run, where they do.
-    pub fn tuning(self) -> HopperTuning {
-        if let KernelFamily::HopperTuned(tuning) = self { tuning } else { HopperTuning::default() }
+impl From<KernelFamily> for KernelChoice {
+    fn from(family: KernelFamily) -> Self {
+        KernelChoice { family, ..KernelChoice::default() }
     }
 }
 
-impl FromStr for KernelFamily {
+impl FromStr for KernelChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (family, tuning) = text.split_once(':').map_or((text, None), |(family, tuning)| (family, Some(tuning)));
-        match (family, tuning) {
-            ("auto", None) => Ok(KernelFamily::Auto),
-            ("portable", None) => Ok(KernelFamily::Portable),
-            ("hopper", None) => Ok(KernelFamily::Hopper),
-            ("hopper", Some(tuning)) => parse_tuning(tuning).map(KernelFamily::HopperTuned),
-            _ => Err(format!("`{text}` is none of auto, portable, hopper, hopper:cluster=on|off,lead=0..3,chunk=MIB")),
+        let (family, settings) =
+            text.split_once(':').map_or((text, None), |(family, settings)| (family, Some(settings)));
+        let family = match family {
+            "auto" => KernelFamily::Auto,
+            "portable" => KernelFamily::Portable,
+            "hopper" => KernelFamily::Hopper,
+            _ => {
+                let settings = "frequent=ENTRIES|off and, for hopper, cluster=on|off, lead=0..3, chunk=MIB";
+                return Err(format!("`{text}` is none of auto, portable, hopper, with or without :{settings}"));
+            }
+        };
+        let mut tuning = Tuning::default();
+        for setting in settings.into_iter().flat_map(|settings| settings.split(',')) {
+            set(&mut tuning, family, setting)?;
         }
+        Ok(KernelChoice { family, tuning })
     }
 }
 
-fn parse_tuning(text: &str) -> Result<HopperTuning, String> {
-    let mut tuning = HopperTuning::default();
-    for setting in text.split(',') {
-        match setting.split_once('=') {
-            Some(("cluster", "on")) => tuning.cluster = Some(true),
-            Some(("cluster", "off")) => tuning.cluster = Some(false),
-            Some(("lead", steps)) => {
-                let steps = steps.parse().ok().filter(|steps| *steps <= HopperTuning::MAX_LEAD);
-                tuning.lead =
-                    steps.ok_or_else(|| format!("`{setting}`: a lead is 0 to {} steps", HopperTuning::MAX_LEAD))?;
+fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), String> {
+    let number = |value: &str, what| value.parse().map_err(|_| format!("`{setting}`: {what}"));
+    let hopper = family == KernelFamily::Hopper;
+    match setting.split_once('=') {
+        Some(("frequent", "off")) => tuning.frequent = Some(u32::MAX),
+        Some(("frequent", entries)) => {
+            tuning.frequent =
+                Some(number(entries, "a class is frequent from a number of entries on, 1 at least, or it is `off`")?);
+            if tuning.frequent == Some(0) {
+                return Err(format!("`{setting}`: no entries make no class frequent; `frequent=off` does that"));
             }
-            Some(("chunk", mib)) => {
-                tuning.chunk_mib = mib.parse().map_err(|_| format!("`{setting}`: a chunk is a number of MiB"))?;
-            }
-            _ => return Err(format!("`{setting}` is none of cluster=on|off, lead=0..3, chunk=MIB")),
         }
+        Some(("cluster", "on")) if hopper => tuning.cluster = Some(true),
+        Some(("cluster", "off")) if hopper => tuning.cluster = Some(false),
+        Some(("lead", steps)) if hopper => {
+            let lead = format!("a lead is 0 to {} steps", Tuning::MAX_LEAD);
+            tuning.lead = number(steps, &lead)?;
+            if tuning.lead > Tuning::MAX_LEAD {
+                return Err(format!("`{setting}`: {lead}"));
+            }
+        }
+        Some(("chunk", mib)) if hopper => tuning.chunk_mib = number(mib, "a chunk is a number of MiB")?,
+        _ if hopper => {
+            return Err(format!("`{setting}` is none of cluster=on|off, lead=0..3, chunk=MIB, frequent=ENTRIES|off"));
+        }
+        _ => return Err(format!("`{setting}` is not frequent=ENTRIES|off; other settings are for hopper")),
     }
-    Ok(tuning)
+    Ok(())
 }
 
 impl fmt::Display for KernelFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KernelFamily::Auto => f.write_str("auto"),
-            KernelFamily::Portable => f.write_str("portable"),
-            KernelFamily::Hopper => f.write_str("hopper"),
-            KernelFamily::HopperTuned(HopperTuning { cluster, lead, chunk_mib }) => {
-                let cluster = cluster.map_or("", |on| if on { "cluster=on," } else { "cluster=off," });
-                write!(f, "hopper:{cluster}lead={lead},chunk={chunk_mib}")
-            }
+        f.write_str(match self {
+            KernelFamily::Auto => "auto",
+            KernelFamily::Portable => "portable",
+            KernelFamily::Hopper => "hopper",
+        })
+    }
+}
+
+impl fmt::Display for KernelChoice {
+    /// What is not as by default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Tuning { cluster, lead, chunk_mib, frequent }, default) = (self.tuning, Tuning::default());
+        write!(f, "{}", self.family)?;
+        let settings = [
+            cluster.map(|on| format!("cluster={}", if on { "on" } else { "off" })),
+            (lead != default.lead).then(|| format!("lead={lead}")),
+            (chunk_mib != default.chunk_mib).then(|| format!("chunk={chunk_mib}")),
+            frequent.map(|n| if n == u32::MAX { "frequent=off".into() } else { format!("frequent={n}") }),
+        ];
+        for (index, setting) in settings.into_iter().flatten().enumerate() {
+            write!(f, "{}{setting}", if index == 0 { ':' } else { ',' })?;
         }
+        Ok(())
     }
 }

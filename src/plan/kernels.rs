@@ -65,10 +65,12 @@ kernels! {
     COEFFICIENTS = "lce_coefficients" One 256 0;
     D_EMBEDDINGS = "lce_d_embeddings" Types 128 1536;
     COLUMN_COUNT = "lce_column_count" One 256 0;
-    COLUMN_SCAN_A = "lce_column_scan_a" One 256 32;
-    COLUMN_SCAN_B = "lce_column_scan_b" One 256 32;
-    COLUMN_SCAN_C = "lce_column_scan_c" One 256 32;
+    COLUMN_SCAN_A = "lce_column_scan_a" One 256 64;
+    COLUMN_SCAN_B = "lce_column_scan_b" One 256 64;
+    COLUMN_SCAN_C = "lce_column_scan_c" One 256 64;
     COLUMN_SCATTER = "lce_column_scatter" One 256 0;
+    FREQUENT_TILES = "lce_frequent_tiles" HalfTypes 1024 132;
+    FREQUENT = "lce_frequent" HalfTypes 256 76816;
     D_CLASSIFIER = "lce_d_classifier" Types 256 13072;
     CLASS_SUM = "lce_class_sum" Types 256 8192;
     SPREAD_SUM = "lce_spread_sum" Types 256 8192;

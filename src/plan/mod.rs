@@ -10,7 +10,7 @@ mod traffic;
 mod workspace;
 
 pub use device::DeviceInfo;
-pub use family::{HopperTuning, KernelFamily};
+pub use family::{KernelChoice, KernelFamily, Tuning};
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
 use rounds::Workers;
@@ -42,11 +42,17 @@ const CANDIDATE_BYTES: usize = 20 * MIB;
 /// 100, on an under-trained one 304 (measured, DESIGN.md). Rows share the room of their block.
 const LEAST_ROOM: usize = 320;
 /// Bytes of the logit gradients of a chunk of classes on the exact path: where it is the only path (on Hopper
-/// [`HopperTuning::chunk_mib`]), and where it serves the rows that overflow.
+/// [`Tuning::chunk_mib`]), and where it serves the rows that overflow.
 const DENSE_CHUNK_BYTES: usize = 32 * MIB;
 const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
 const OVERFLOW_PANEL: usize = 1024;
+
+/// Share of the rows, one in this many, that makes a class frequent: to gather a row of E and one of C for each entry takes as long
+/// as two dense products with all rows. Bytes of L2 against operations of `mma.sync`, predicted, see DESIGN.md, section 4. And least
+/// entries of a frequent class, where there are few rows.
+const FREQUENT_SHARE: usize = 96;
+const LEAST_FREQUENT: usize = 8;
 
 /// Splits of a round that is done again, as a multiple of the round's own: it may be for a few row blocks only.
 const REDO_SPLITS: u32 = 8;
@@ -74,7 +80,7 @@ pub struct Workload {
     /// Options of the loss. `gradients` says which gradients the backward writes.
     pub options: CceOptions,
     /// Which kernels to take.
-    pub kernels: KernelFamily,
+    pub kernels: KernelChoice,
     /// Candidates that each row has room for; `None`: as many as 20 MiB hold for all rows, but 320 at least.
     pub room: Option<usize>,
 }
@@ -84,12 +90,12 @@ impl Workload {
     pub fn new<M: Memory>(problem: &Problem<'_, M>, aligned: bool) -> Self {
         let bias = problem.inputs().bias.is_some_and(|b| b.len() > 0);
         let (shape, dtype, options) = (problem.shape(), problem.dtype(), *problem.options());
-        Workload { shape, dtype, bias, aligned, options, kernels: KernelFamily::Auto, room: None }
+        Workload { shape, dtype, bias, aligned, options, kernels: KernelChoice::default(), room: None }
     }
 
     /// The same by other kernels.
-    pub fn with_kernels(self, kernels: KernelFamily) -> Self {
-        Workload { kernels, ..self }
+    pub fn with_kernels(self, kernels: impl Into<KernelChoice>) -> Self {
+        Workload { kernels: kernels.into(), ..self }
     }
 
     /// The same with room for other numbers of candidates.
@@ -176,6 +182,10 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
+    /// Entries from which on a class is frequent: its sums are products by tensor cores. `None`: all are gathered.
+    pub least_frequent: Option<u32>,
+    /// Multiple of 128 that no number of frequent classes exceeds.
+    pub most_frequent: u32,
     /// The forward is Hopper's, and so is the exact path where every row takes it.
     pub hopper: bool,
     /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
@@ -209,10 +219,10 @@ impl LaunchPlan {
         let smoothing = options.label_smoothing > 0.0;
 
         let row_blocks = tokens.div_ceil(BLOCK_N);
-        let hopper = match (workload.kernels, workload.unfit_for_hopper(device)) {
+        let hopper = match (workload.kernels.family, workload.unfit_for_hopper(device)) {
             (KernelFamily::Portable, _) | (KernelFamily::Auto, Some(_)) => false,
             (_, None) => true,
-            (KernelFamily::Hopper | KernelFamily::HopperTuned(_), Some(reason)) => {
+            (KernelFamily::Hopper, Some(reason)) => {
                 let reason = format!("the Hopper kernels were asked for, but {reason}");
                 return Err(Error::Device { call: "plan".into(), reason });
             }
@@ -235,12 +245,18 @@ impl LaunchPlan {
         let block_entries = if capture { block_entries(tokens, vocab, room) } else { 0 };
         let element = workload.dtype.size_in_bytes();
         let (panel, chunk_bytes) = match dense {
-            true if hopper => (padded_rows(tokens), workload.kernels.tuning().chunk_mib as usize * MIB),
+            true if hopper => (padded_rows(tokens), workload.kernels.tuning.chunk_mib as usize * MIB),
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
             false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
         };
         let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
+        let least_frequent = capture.then(|| least_frequent(workload)).flatten();
+        let most_frequent = least_frequent.map(|least| {
+            // As many as there are entries for.
+            let most = (row_blocks * block_entries / least as usize).min(vocab);
+            most.next_multiple_of(BLOCK_V)
+        });
         let workspace = Workspace::new(&Sizes {
             shape: workload.shape,
             element,
@@ -256,6 +272,7 @@ impl LaunchPlan {
             spread: smoothing && !dense,
             d_embeddings: gradients[0],
             columns,
+            most_frequent,
         })?;
         let too_large = |what| move |_| limit(what, row_blocks.saturating_mul(block_entries), u32::MAX as usize);
         // Lists by class index all entries of all blocks in 32 bits.
@@ -269,6 +286,8 @@ impl LaunchPlan {
             block_entries: block_entries as u32,
             exact_panel_rows: panel as u32,
             exact_gradients_elements: gradients_elements,
+            least_frequent,
+            most_frequent: most_frequent.unwrap_or(0) as u32,
             hopper,
             sweep_blocks,
             cluster,
@@ -372,18 +391,27 @@ impl LaunchPlan {
             }
             steps.launch(kernels::SUM_PARTS, [hidden.div_ceil(256).max(1) as u32, 1]);
         }
+        let frequent = self.least_frequent.is_some();
+        if self.capture && (columns || frequent) {
+            steps.fill("column_begin", 0);
+            steps.launch(kernels::COLUMN_COUNT, rows(8));
+            steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
+            steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
+            steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
+            if columns {
+                steps.launch(kernels::COLUMN_SCATTER, rows(8));
+            }
+        }
+        if frequent && self.row_blocks > 0 {
+            steps.launch(kernels::FREQUENT_TILES, [self.row_blocks, 1]);
+            let resident = self.device.resident_blocks(kernels::FREQUENT.shared as usize, 2);
+            steps.launch(kernels::FREQUENT, [resident, 1]);
+        }
         if d_embeddings {
+            // Ignored tokens, poisoned ones, and all where no class is frequent.
             steps.launch(kernels::D_EMBEDDINGS, [tokens as u32, hidden.div_ceil(1024) as u32]);
         }
         if columns {
-            if self.capture {
-                steps.fill("column_begin", 0);
-                steps.launch(kernels::COLUMN_COUNT, rows(8));
-                steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
-                steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
-                steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
-                steps.launch(kernels::COLUMN_SCATTER, rows(8));
-            }
             // Some blocks for the popular classes besides those that own 16 classes each.
             let [owners, _] = classes(16);
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
@@ -433,7 +461,7 @@ fn hopper_rounds(
         rounds::plan(vocab, HOPPER_TILE, row_blocks, Workers::Persistent(schedule), room)
     };
     let (alone, time_alone) = rounds(1);
-    let asked = workload.kernels.tuning().cluster;
+    let asked = workload.kernels.tuning.cluster;
     if device.sm_count < CLUSTER || asked == Some(false) {
         return (alone, 1);
     }
@@ -479,6 +507,15 @@ fn room(workload: &Workload) -> usize {
     workload.room.unwrap_or(fitting).clamp(1, vocab.max(1))
 }
 
+/// See [`LaunchPlan::least_frequent`]. Tensor cores take 16-bit inputs whose rows are whole vectors of 16 bytes.
+fn least_frequent(workload: &Workload) -> Option<u32> {
+    let Shape { tokens, hidden, vocab } = workload.shape;
+    let fits = workload.dtype != DType::F32 && workload.aligned && hidden > 0 && hidden.is_multiple_of(8);
+    let planned = (tokens / FREQUENT_SHARE).clamp(LEAST_FREQUENT, u32::MAX as usize - 1) as u32;
+    let least = workload.kernels.tuning.frequent.unwrap_or(planned);
+    (fits && vocab > 0 && least != u32::MAX).then_some(least.max(1))
+}
+
 /// See [`LaunchPlan::block_entries`].
 fn block_entries(tokens: usize, vocab: usize, room: usize) -> usize {
     // A block of few rows has the room of a full one, as far as there are classes to fill it.
@@ -509,7 +546,7 @@ impl std::fmt::Display for LaunchPlan {
             )?;
         }
         if self.hopper {
-            let HopperTuning { lead, .. } = self.workload.kernels.tuning();
+            let lead = self.workload.kernels.tuning.lead;
             let clusters = if self.cluster > 1 { "clusters of 2" } else { "no clusters" };
             let busy = 100.0 * self.utilisation();
             writeln!(f, "  hopper: {clusters}, lead {lead}, {busy:.1} % of the multiprocessors' time has a tile")?;
@@ -518,6 +555,10 @@ impl std::fmt::Display for LaunchPlan {
             (true, _) => writeln!(f, "  candidates: room for {} in each row block", self.block_entries)?,
             (_, true) => writeln!(f, "  every row takes the exact path")?,
             _ => writeln!(f, "  no candidates; a backward runs the forward once more")?,
+        }
+        if let Some(least) = self.least_frequent {
+            let most = self.most_frequent;
+            writeln!(f, "  classes that {least} rows keep, or more, are summed by tensor cores: F = {most} at most")?;
         }
         for (title, steps) in [("forward", &self.forward), ("backward", &self.backward)] {
             for step in steps {

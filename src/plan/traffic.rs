@@ -16,6 +16,10 @@ pub struct Entries {
     pub kept: u64,
     /// Rows of the exact path.
     pub exact_rows: u64,
+    /// Classes that [`LaunchPlan::least_frequent`] rows keep, or more. None counts where there are exact rows.
+    pub frequent_classes: u64,
+    /// Of the kept entries: those of these classes.
+    pub frequent: u64,
 }
 
 /// What the launches of a kernel do in one pass.
@@ -52,8 +56,10 @@ impl LaunchPlan {
         let Shape { tokens, hidden, .. } = self.workload.shape;
         let exact_rows = entries.exact_rows.min(tokens as u64);
         let row_bytes = (hidden * self.workload.dtype.size_in_bytes()) as u64;
-        let rows_of_kept = entries.kept * row_bytes;
         let parts = hidden.div_ceil(1024) as u64;
+        // Tensor cores take the frequent classes and, with them, all of dE.
+        let frequent = self.least_frequent.is_some() && exact_rows == 0 && entries.frequent_classes > 0;
+        let gathered_by_class = if frequent { entries.kept - entries.frequent } else { entries.kept };
         let none = Traffic::default();
         let claims = [
             (kernels::FORWARD, !self.hopper, self.forward_traffic(entries.rows)),
@@ -62,14 +68,47 @@ impl LaunchPlan {
             (kernels::FILTER, self.capture, Traffic { read: 2 * 8 * entries.candidates, ..none }),
             (
                 kernels::D_EMBEDDINGS,
-                self.capture && gradients.embeddings && hidden > 0,
-                Traffic { read: rows_of_kept + 8 * parts * entries.kept, ..none },
+                self.capture && gradients.embeddings && hidden > 0 && !frequent,
+                Traffic { read: entries.kept * (row_bytes + 8 * parts), ..none },
             ),
-            (kernels::D_CLASSIFIER, self.capture && columns, Traffic { read: rows_of_kept + 8 * entries.kept, ..none }),
+            (
+                kernels::D_CLASSIFIER,
+                self.capture && columns,
+                Traffic { read: gathered_by_class * (row_bytes + 8), ..none },
+            ),
+            (kernels::FREQUENT, frequent, self.frequent_traffic(entries)),
             (kernels::EXACT, any && exact_rows > 0 && !(self.hopper && self.dense), self.exact_traffic(exact_rows)),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
+    }
+
+    /// Products over all rows and all frequent classes, each class's row of C once a row block and each row of E once a tile of
+    /// classes; and gathers of what is left of dE. A tile of the product reads its lists, of 8 bytes an entry, and those of its rows.
+    fn frequent_traffic(&self, entries: &Entries) -> Traffic {
+        let gradients = self.workload.options.gradients;
+        let hidden = self.workload.shape.hidden as u64;
+        let row_bytes = hidden * self.workload.dtype.size_in_bytes() as u64;
+        let (row_tiles, class_tiles) = (entries.rows.div_ceil(TILE), entries.frequent_classes.div_ceil(TILE));
+        let column_tiles = hidden.div_ceil(TILE);
+        let products = row_tiles * class_tiles * column_tiles * 4 * self.mma_per_step();
+        let mut total = Traffic::default();
+        if gradients.embeddings {
+            total.copied += row_tiles * entries.frequent_classes * row_bytes;
+            // Of a row's list also the classes' ranks.
+            total.read += column_tiles * (8 * entries.frequent + 12 * entries.kept);
+            total.read += (entries.kept - entries.frequent) * row_bytes;
+            total.mma += products;
+        }
+        if gradients.classifier {
+            total.copied += class_tiles * entries.rows * row_bytes;
+            total.read += column_tiles * 8 * entries.frequent;
+            total.mma += products;
+        }
+        if gradients.bias && self.workload.bias {
+            total.read += 8 * entries.frequent;
+        }
+        Traffic { read: total.read + total.copied, ..total }
     }
 
     /// Every row block reads each tile of C, and for each its own rows of E: whole tiles, whose edges repeat other rows.

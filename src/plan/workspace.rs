@@ -1,6 +1,6 @@
 //! Every byte of device memory that a forward and a backward need beyond inputs and outputs, by name and formula.
 
-use super::{BLOCK_N, MIB, SUM_PARTS};
+use super::{BLOCK_N, BLOCK_V, MIB, SUM_PARTS};
 use crate::{Error, Result, Shape};
 
 /// When a region is in use.
@@ -58,6 +58,8 @@ pub(super) struct Sizes {
     pub d_embeddings: bool,
     /// dC or dbias.
     pub columns: bool,
+    /// Most frequent classes, where there may be any.
+    pub most_frequent: Option<usize>,
 }
 
 const ALIGNMENT: usize = 256;
@@ -67,10 +69,12 @@ impl Workspace {
         let Shape { tokens: n, hidden: d, vocab: v } = s.shape;
         let lists = s.capture || s.dense;
         let any = s.d_embeddings || s.columns;
-        let sparse = s.capture && s.columns;
+        // Which classes are frequent is known from the lists by class.
+        let sparse = s.capture && (s.columns || s.most_frequent.is_some());
+        let (frequent, most) = (s.most_frequent.is_some(), s.most_frequent.unwrap_or(0));
         let (smooth_rows, smooth_columns) = (s.spread && s.d_embeddings, s.spread && s.columns);
         use Group::{Backward, Forward, Saved};
-        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 30] = [
+        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 34] = [
             ("header", Saved, true, "64", &[64]),
             ("token_row", Saved, true, "4 N", &[4, n]),
             ("row_token", Saved, true, "4 N", &[4, n]),
@@ -91,7 +95,11 @@ impl Workspace {
             ("coefficients", Backward, any, "16 N", &[16, n]),
             ("column_begin", Backward, sparse, "4 (V + 1)", &[4, v + 1]),
             ("popular_classes", Backward, sparse, "4 V", &[4, v]),
-            ("column_block_sum", Backward, sparse, "4 (ceil(V / 4096) + 1)", &[4, v.div_ceil(4096) + 1]),
+            ("column_block_sum", Backward, sparse, "8 ceil(V / 4096)", &[8, v.div_ceil(4096)]),
+            ("columns", Backward, sparse, "16", &[16]),
+            ("frequent_rank", Backward, frequent, "4 V", &[4, v]),
+            ("frequent_class", Backward, frequent, "4 F", &[4, most]),
+            ("tile_begin", Backward, frequent, "4 row_blocks (F / 128 + 1)", &[4, s.row_blocks, most / BLOCK_V + 1]),
             ("column_entries", Backward, sparse, "8 row_blocks block_entries", &[8, s.row_blocks, s.block_entries]),
             ("class_sum_parts", Backward, smooth_rows, "4 * 64 D", &[4, SUM_PARTS, d]),
             ("class_sum", Backward, smooth_rows, "4 D", &[4, d]),

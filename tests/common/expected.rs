@@ -89,6 +89,8 @@ pub struct Expected {
     pub scale: Vec<f64>,
     /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows before it multiplies them.
     pub stored: Option<DType>,
+    /// Those of classes with so many entries are rounded, too.
+    pub least_frequent: Option<u32>,
 }
 
 impl Expected {
@@ -121,15 +123,16 @@ impl Expected {
                 }
             }
         }
-        Expected { forward: reference.forward(), reference, logits, scale, stored: None }
+        Expected { forward: reference.forward(), reference, logits, scale, stored: None, least_frequent: None }
     }
 
-    /// For a backend whose exact path feeds 16-bit matrix units: it rounds logit gradients once, to the inputs' type.
-    pub fn stored_as(self, dtype: DType) -> Self {
-        Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), ..self }
+    /// For a backend that feeds 16-bit matrix units on its exact path and, from some number of entries on, with the gradients of
+    /// classes: it rounds these logit gradients once, to the inputs' type.
+    pub fn stored_as(self, dtype: DType, least_frequent: Option<u32>) -> Self {
+        Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), least_frequent, ..self }
     }
 
-    /// What storing the logit gradient `g` of an exact row may cost, where the largest of the problem is `largest`:
+    /// What storing the logit gradient `g` may cost, where the largest of the problem is `largest`:
     /// half a unit in the last place, also of numbers that are subnormal beside the largest. Gradients are stored as
     /// multiples of a power of two that is at least `largest` and at most twice that; in f16 the largest become 2^14,
     /// so that the small ones keep their digits.
@@ -139,8 +142,13 @@ impl Expected {
         if unit > 0.0 { unit * rounding(dtype, g / unit) } else { 0.0 }
     }
 
-    /// An upper bound of the logit gradients' magnitudes: that of each of their parts.
-    fn largest_gradient(&self, upstream: &ReferenceUpstream, d_loss: f64) -> f64 {
+    /// An upper bound of the logit gradients' magnitudes: that of each of their parts. A kept p counts for ε at least.
+    fn largest_gradient(
+        &self,
+        upstream: &ReferenceUpstream,
+        d_loss: f64,
+        eps_of: impl Fn(usize) -> Option<f64>,
+    ) -> f64 {
         let (r, v) = (&self.reference, self.vocab() as f64);
         let smoothing = f64::from(self.options().label_smoothing);
         let weight_sum: f64 = r.class_weights.iter().sum();
@@ -149,8 +157,9 @@ impl Expected {
             let target = d_losses * (1.0 - smoothing) * r.class_weights[(*y)?] + upstream.nll[i];
             let spread = (d_losses * smoothing / v).abs() * weight_sum;
             let squared = d_losses * 2.0 * f64::from(self.options().z_loss) * self.forward.lse[i];
-            let entropy = upstream.entropy[i].abs() * (0.37 + v.ln());
-            Some(2.0 * (target.abs() + spread) + squared.abs() + upstream.lse[i].abs() + entropy)
+            let eps = eps_of(i).unwrap_or(0.0);
+            let entropy = upstream.entropy[i].abs() * (0.37 + v.ln() + 23.0 * eps);
+            Some((2.0 * (target.abs() + spread) + squared.abs() + upstream.lse[i].abs() + entropy) * eps.max(1.0))
         };
         r.targets.iter().enumerate().filter_map(of_row).filter(|x| x.is_finite()).fold(0.0, f64::max)
     }
@@ -293,7 +302,32 @@ impl Expected {
         let denominator = self.denominator();
         let d_loss = if denominator == 0.0 { 0.0 } else { upstream.loss / denominator };
         let weight_sum: f64 = r.class_weights.iter().sum();
-        let largest = self.largest_gradient(upstream, d_loss);
+        let own_eps = |i| eps_of(i).filter(|_| filter != GradientFilter::Exact && !self.takes_exact_path(i));
+        let largest = self.largest_gradient(upstream, d_loss, own_eps);
+        let start_of =
+            |i| if let GradientFilter::Unbiased { seed, .. } = filter { filter::row_start(seed, i) } else { 0 };
+        // Whether a class that is not the target is kept, and whether rounding may decide otherwise.
+        let is_kept = |i: usize, class: usize, eps: f64, start: u32| {
+            let threshold = match filter {
+                GradientFilter::Unbiased { .. } => eps * f64::from(filter::entry_uniform(start, class as u32)),
+                _ => eps,
+            };
+            let p = f.probabilities[i * v + class];
+            // Relative error of p, as a multiple of a unit: that of exp(z - lse).
+            let doubt = (p - threshold).abs() <= 4.0 * ULPS * EPS * (1.0 + self.scale[i]) * threshold;
+            (p >= threshold, doubt)
+        };
+        // Classes that may be frequent.
+        let mut entries = vec![0; v];
+        for (i, y) in r.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?))) {
+            let Some(eps) = own_eps(i).filter(|_| self.least_frequent.is_some()) else { continue };
+            let start = start_of(i);
+            for (class, entries) in entries.iter_mut().enumerate() {
+                let (kept, doubt) = is_kept(i, class, eps, start);
+                *entries += u32::from(class == y || kept || doubt);
+            }
+        }
+        let may_be_frequent = |class: usize| self.least_frequent.is_some_and(|least| entries[class] >= least);
 
         let (mut d_embeddings, mut d_classifier, mut d_bias) =
             (Bounded::zeros(n * d), Bounded::zeros(v * d), Bounded::zeros(v));
@@ -301,7 +335,7 @@ impl Expected {
         let (mut mass, mut undecided_mass) = (0.0, 0.0);
         for i in 0..n {
             let Some(y) = r.targets[i] else { continue };
-            let own_eps = eps_of(i).filter(|_| filter != GradientFilter::Exact && !self.takes_exact_path(i));
+            let own_eps = own_eps(i);
             let (exact_row, eps) = (own_eps.is_none(), own_eps.unwrap_or(0.0));
             raised_rows += u64::from(eps > f64::from(filter.eps()));
             rows += 1;
@@ -321,15 +355,11 @@ impl Expected {
             if exact_row {
                 mass += 1.0;
             }
-            let start = match filter {
-                GradientFilter::Unbiased { seed, .. } => filter::row_start(seed, i),
-                _ => 0,
-            };
+            let start = start_of(i);
             for class in 0..v {
                 let p = f.probabilities[i * v + class];
                 let z = self.logits[i * v + class];
-                // Relative error of p, as a multiple of a unit: that of exp(z - lse).
-                let p_error = 1.0 + a;
+                let p_error = 1.0 + a; // see `is_kept`
                 let (p_hat, doubt) = if exact_row {
                     (p, false)
                 } else if class == y {
@@ -338,12 +368,7 @@ impl Expected {
                     mass += p;
                     (p, false)
                 } else {
-                    let threshold = match filter {
-                        GradientFilter::Unbiased { .. } => eps * f64::from(filter::entry_uniform(start, class as u32)),
-                        _ => eps,
-                    };
-                    let doubt = (p - threshold).abs() <= 4.0 * ULPS * EPS * p_error * threshold;
-                    let kept = p >= threshold;
+                    let (kept, doubt) = is_kept(i, class, eps, start);
                     certain += u64::from(kept && !doubt);
                     undecided += u64::from(doubt);
                     mass += if kept { p } else { 0.0 };
@@ -378,7 +403,10 @@ impl Expected {
                 if exact_row {
                     tolerance += self.storing(g.abs() + tolerance, largest);
                 }
-                d_bias.add(class, g, 1.0, tolerance);
+                d_bias.add(class, g, 1.0, tolerance); // by itself, a frequent class's is not rounded
+                if !exact_row && may_be_frequent(class) {
+                    tolerance += self.storing(g.abs() + tolerance, largest);
+                }
                 g *= f64::from(options.logit_scale);
                 tolerance *= f64::from(options.logit_scale);
                 for k in 0..d {

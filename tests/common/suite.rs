@@ -5,6 +5,7 @@ use super::data::{Rng, Tensors, buffer};
 use super::expected::Expected;
 use super::naive::naive;
 use super::{OwnedUpstream, compare::frobenius};
+use cut_cross_entropy::plan::{DeviceInfo, LaunchPlan, Workload};
 use cut_cross_entropy::{
     Backend, CceOptions, DType, GradientFilter, GradientSinks, Host, HostBuffer, Problem, Sink, Telemetry,
     cce_backward_into, cce_forward,
@@ -91,29 +92,47 @@ pub fn check_one(
     options: &CceOptions,
     upstream: &OwnedUpstream,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
-    check_one_by_row(backend, tensors, options, upstream, None)
+    check_one_knowing(backend, tensors, options, upstream, &Known::default())
 }
 
-/// The same for a backend whose rows may each have an ε of their own, or be exact.
-pub fn check_one_by_row(
+/// The same for a backend with choices of its own.
+pub fn check_one_knowing(
     backend: &HostBackend,
     tensors: &Tensors,
     options: &CceOptions,
     upstream: &OwnedUpstream,
-    row_eps: Option<&RowEps>,
+    known: &Known<'_>,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let inputs = tensors.inputs();
     let problem = Problem::new(&inputs, options).map_err(|e| e.to_string())?;
-    check_against(backend, tensors, options, upstream, &expected(backend, &problem), row_eps)
+    check_against(backend, tensors, options, upstream, &expected(backend, &problem, known), known)
 }
 
 /// The ε with which a backend kept each token's entries, 0 where it computed them exactly.
 pub type RowEps = dyn Fn(&cut_cross_entropy::Forward) -> Vec<f32>;
 
+/// What a test knows of a backend's choices.
+#[derive(Default)]
+pub struct Known<'a> {
+    /// Rows may each have an ε of their own, or be exact.
+    pub row_eps: Option<&'a RowEps>,
+    /// Entries that make a class frequent; by default those that a plan has.
+    pub least_frequent: Option<u32>,
+}
+
 /// What this backend should return: GPUs feed their matrix units the type of the inputs.
-fn expected(backend: &HostBackend, problem: &Problem<'_>) -> Expected {
+fn expected(backend: &HostBackend, problem: &Problem<'_>, known: &Known<'_>) -> Expected {
     let expected = Expected::new(problem);
-    if backend.name() == "cuda" { expected.stored_as(problem.dtype()) } else { expected }
+    if backend.name() != "cuda" {
+        return expected;
+    }
+    let planned = || {
+        // Whatever the filter that is to come; the backward captures where the forward did not.
+        let options = CceOptions { filter: GradientFilter::default(), capture: true, ..*problem.options() };
+        let workload = Workload { options, ..Workload::new(problem, true) };
+        LaunchPlan::new(&workload, &DeviceInfo::H100).ok()?.least_frequent
+    };
+    expected.stored_as(problem.dtype(), known.least_frequent.or_else(planned))
 }
 
 fn check_against(
@@ -122,12 +141,12 @@ fn check_against(
     options: &CceOptions,
     upstream: &OwnedUpstream,
     expected: &Expected,
-    row_eps: Option<&RowEps>,
+    known: &Known<'_>,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let (forward, got) = run(backend, tensors, options, upstream);
     expected.check_forward(&forward)?;
     let upstream = upstream.widen(tensors.spec.tokens);
-    let gradients = match row_eps.map(|row_eps| row_eps(&forward)) {
+    let gradients = match known.row_eps.map(|row_eps| row_eps(&forward)) {
         None => expected.gradients(&upstream, options.filter),
         Some(eps) => {
             expected.gradients_by_row(&upstream, options.filter, |i| Some(eps[i].into()).filter(|&eps| eps > 0.0))
@@ -146,22 +165,23 @@ pub fn check_case(backend: &HostBackend, case: &Case) -> Result<(), String> {
 
 /// One case under some filters.
 pub fn check_case_under(backend: &HostBackend, case: &Case, filters: &[GradientFilter]) -> Result<(), String> {
-    check_case_by_row(backend, case, filters, None).map(drop)
+    check_case_knowing(backend, case, filters, &Known::default()).map(drop)
 }
 
-/// As [`check_one_by_row`]. What became of the rows, filter by filter.
-pub fn check_case_by_row(
+/// As [`check_one_knowing`]. What became of the rows, filter by filter.
+pub fn check_case_knowing(
     backend: &HostBackend,
     case: &Case,
     filters: &[GradientFilter],
-    row_eps: Option<&RowEps>,
+    known: &Known<'_>,
 ) -> Result<Vec<Telemetry>, String> {
     let (tensors, upstream) = (tensors(case), upstream(case));
     let inputs = tensors.inputs();
-    let expected = expected(backend, &Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?);
+    let problem = Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?;
+    let expected = expected(backend, &problem, known);
     let under = |&filter: &GradientFilter| {
         let options = CceOptions { filter, ..case.options };
-        check_against(backend, &tensors, &options, &upstream, &expected, row_eps)
+        check_against(backend, &tensors, &options, &upstream, &expected, known)
             .map(|(_, got)| got.telemetry)
             .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))
     };

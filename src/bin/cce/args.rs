@@ -3,7 +3,7 @@
 use crate::common::shapes;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{Backend, Cpu, DType, GradientDType, GradientFilter, Host, Problem, Reduction, Shape};
 
 /// One shape.
@@ -59,7 +59,7 @@ pub enum BackendArg {
 
 impl BackendArg {
     /// The backend, or why there is none.
-    pub fn open(self, kernels: KernelFamily) -> anyhow::Result<AnyBackend> {
+    pub fn open(self, kernels: KernelChoice) -> anyhow::Result<AnyBackend> {
         match self {
             BackendArg::Cpu => Ok(AnyBackend::Cpu(Cpu)),
             BackendArg::Cuda => AnyBackend::cuda(kernels),
@@ -80,12 +80,12 @@ pub enum AnyBackend {
 impl AnyBackend {
     /// The first GPU, or why there is none.
     #[cfg(feature = "cuda")]
-    pub fn cuda(kernels: KernelFamily) -> anyhow::Result<Self> {
+    pub fn cuda(kernels: KernelChoice) -> anyhow::Result<Self> {
         Ok(AnyBackend::Cuda(cut_cross_entropy::CudaStaged::new(0)?.with_kernels(kernels)))
     }
     /// The first GPU, or why there is none.
     #[cfg(not(feature = "cuda"))]
-    pub fn cuda(_kernels: KernelFamily) -> anyhow::Result<Self> {
+    pub fn cuda(_kernels: KernelChoice) -> anyhow::Result<Self> {
         anyhow::bail!("this build has no CUDA backend: rebuild with `--features cli,cuda`, or use --backend cpu")
     }
 

@@ -6,7 +6,7 @@ use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
-use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelFamily, LaunchPlan, Workload};
+use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelChoice, LaunchPlan, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
 /// Version, backends, devices, named shapes, and the plan for one shape.
@@ -29,8 +29,8 @@ pub struct InfoArgs {
     device: Option<String>,
     /// Which CUDA kernels to plan with: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
     /// would not choose.
-    #[arg(long, default_value_t = KernelFamily::Auto)]
-    kernels: KernelFamily,
+    #[arg(long, default_value_t = KernelChoice::default())]
+    kernels: KernelChoice,
     /// Candidates that a row has room for in the CUDA plan. Rows that keep more take a larger ε, or are exact under a threshold.
     #[arg(long, value_name = "ENTRIES")]
     room: Option<usize>,
@@ -87,15 +87,35 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
 /// What the kernels read and multiply where each row keeps so many entries: as many as a trained model's.
 fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     const KEPT: u64 = 200;
-    let rows = plan.workload.shape.tokens as u64;
-    let kept = rows * KEPT.min(plan.workload.shape.vocab as u64);
+    let Shape { tokens, vocab, .. } = plan.workload.shape;
+    let (rows, kept_a_row) = (tokens as u64, KEPT.min(vocab as u64));
+    let kept = rows * kept_a_row;
     let exact_rows = if plan.dense { rows } else { 0 };
-    say!("  read from L2 and multiplied, with {KEPT} entries kept a row:")?;
-    for (entry_point, traffic) in plan.traffic(&Entries { rows, candidates: kept, kept, exact_rows }) {
+    let (frequent_classes, frequent) = match plan.least_frequent {
+        Some(least) => zipf(kept_a_row as f64, tokens as f64, vocab as f64, least.into()),
+        None => (0.0, 0.0),
+    };
+    let (frequent_classes, frequent) = (frequent_classes as u64, (frequent as u64).min(kept));
+    say!("  read from L2 and multiplied, with {KEPT} entries kept a row, and classes as popular as in Zipf's law:")?;
+    let entries = Entries { rows, candidates: kept, kept, exact_rows, frequent_classes, frequent };
+    for (entry_point, traffic) in plan.traffic(&entries) {
         let (products, of) = if traffic.wgmma > 0 { (traffic.wgmma, "wgmma") } else { (traffic.mma, "mma") };
         say!("    {entry_point:<34} {:9.3} GB  {products:>14} {of}", traffic.read as f64 / 1e9)?;
     }
     Ok(())
+}
+
+/// Classes that `least` of `rows` rows keep, and their entries, where the class of popularity rank v is kept by the share min(1, c / v) of
+/// them and a row keeps `kept` of `vocab` in all: c (1 + ln(vocab / c)) = kept.
+fn zipf(kept: f64, rows: f64, vocab: f64, least: f64) -> (f64, f64) {
+    let below = |classes: f64, c: f64| if classes <= c { classes } else { c * (1.0 + (classes / c).ln()) };
+    let (mut low, mut high) = (0.0, vocab);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if below(vocab, middle) < kept { low = middle } else { high = middle }
+    }
+    let classes = if rows >= least { (rows * high / least).min(vocab) } else { 0.0 };
+    (classes, rows * below(classes, high))
 }
 
 /// The GPU, or why there is none.

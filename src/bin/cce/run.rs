@@ -6,7 +6,7 @@ use crate::system_memory;
 use crate::tensors::{self, Output, Tensor, TensorFile};
 use anyhow::ensure;
 use clap::Args;
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{
     Backend, CceOptions, Forward, GradientRequest, Gradients, Host, HostBuffer, HostSlice, Inputs, Matrix, Problem,
     Reduction, Upstream, cce_backward, cce_forward,
@@ -33,8 +33,8 @@ pub struct RunArgs {
     backend: BackendArg,
     /// Which CUDA kernels compute the forward: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
     /// would not choose.
-    #[arg(long, default_value_t = KernelFamily::Auto)]
-    kernels: KernelFamily,
+    #[arg(long, default_value_t = KernelChoice::default())]
+    kernels: KernelChoice,
     /// Which entries of the softmax take part in the gradients.
     #[arg(long, value_enum, default_value_t = FilterArg::Unbiased)]
     filter: FilterArg,

@@ -2,16 +2,16 @@
 
 use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{CceOptions, GradientFilter, HostBuffer, Problem, Telemetry};
 
 /// A way to compute the loss and both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
     /// This library, by these kernels where they are a GPU's.
-    Ours(GradientFilter, KernelFamily),
+    Ours(GradientFilter, KernelChoice),
     /// This library's forward without capture: the loss alone.
-    Evaluation(KernelFamily),
+    Evaluation(KernelChoice),
     /// Logits in memory.
     Baseline,
 }
@@ -31,17 +31,17 @@ impl Method {
             Method::Baseline => "materialising".into(),
         };
         match self.kernels() {
-            KernelFamily::Auto => method,
+            choice if choice == KernelChoice::default() => method,
             // A comma would be a column of its own in the record.
             kernels => format!("{method} {}", kernels.to_string().replace(',', " ")),
         }
     }
 
     /// Which kernels a GPU computes it by.
-    pub fn kernels(&self) -> KernelFamily {
+    pub fn kernels(&self) -> KernelChoice {
         match self {
             Method::Ours(_, kernels) | Method::Evaluation(kernels) => *kernels,
-            Method::Baseline => KernelFamily::Auto,
+            Method::Baseline => KernelChoice::default(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::common::workload::Workload;
 use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 use cut_cross_entropy::memory::Buffer;
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{GradientFilter, Problem, Telemetry};
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::Machine;
@@ -64,7 +64,7 @@ pub struct BenchArgs {
     /// CUDA kernels to time the methods by: auto, portable, hopper, `hopper:cluster=off,lead=3`. Given several times, each method
     /// is timed by each, in turn within a round.
     #[arg(long, default_value = "auto")]
-    kernels: Vec<KernelFamily>,
+    kernels: Vec<KernelChoice>,
     /// Threshold on probabilities of the unbiased and threshold filters; `2^-10` is understood.
     #[arg(long, value_parser = parse_eps, default_value = "2^-10")]
     eps: f32,
@@ -111,7 +111,7 @@ enum MethodArg {
 }
 
 impl MethodArg {
-    fn method(self, eps: f32, kernels: KernelFamily) -> Method {
+    fn method(self, eps: f32, kernels: KernelChoice) -> Method {
         match self {
             MethodArg::Unbiased => Method::Ours(GradientFilter::Unbiased { eps, seed: 0 }, kernels),
             MethodArg::Exact => Method::Ours(GradientFilter::Exact, kernels),
@@ -137,7 +137,7 @@ fn methods(args: &BenchArgs) -> Vec<Method> {
 
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    let by_default = args.kernels.iter().all(|kernels| *kernels == KernelFamily::Auto);
+    let by_default = args.kernels.iter().all(|kernels| *kernels == KernelChoice::default());
     ensure!(by_default || args.backend == BackendArg::Cuda, "--kernels is for --backend cuda");
     let machine = Machine::open(args.backend)?;
     let revision = option_env!("CCE_REVISION").unwrap_or("unknown");
@@ -211,7 +211,7 @@ fn bench(
     progress.set_message(format!("{name} {dtype}: verifying"));
     let mut reports = verify(runner, workload, &possible, progress)?;
     if args.gradient_error {
-        let backend = machine.backend().open(KernelFamily::Auto)?;
+        let backend = machine.backend().open(KernelChoice::default())?;
         errors.add(name, backend.host(), workload, args.seeds, progress)?;
     }
     if args.rounds == 0 {

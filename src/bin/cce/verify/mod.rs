@@ -8,7 +8,7 @@ use crate::args::AnyBackend;
 use cases::{Case, Data};
 use clap::Args;
 use compare::{Comparison, worse};
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::reference::{Reference, ReferenceUpstream};
 use cut_cross_entropy::{
     Backend, Cpu, DType, Forward, GradientFilter, Gradients, Host, Problem, Reduction, Upstream, cce_backward,
@@ -26,8 +26,8 @@ pub struct VerifyArgs {
     only: String,
     /// Which CUDA kernels to verify: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
     /// would not choose.
-    #[arg(long, default_value_t = KernelFamily::Auto)]
-    kernels: KernelFamily,
+    #[arg(long, default_value_t = KernelChoice::default())]
+    kernels: KernelChoice,
     /// Print only the cases that are wrong.
     #[arg(long)]
     quiet: bool,
