@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import compare
+from peers import quack_rows
 
 
 def turn_of(script):
@@ -42,6 +43,12 @@ class Turns(WithFolder):
         turn.end()
         self.assertIn("ended with status 1: MemoryError: 17 GiB are not there", turn.error)
 
+    def test_advice_after_an_exception_does_not_hide_it(self):
+        turn = turn_of("import sys\nsys.exit('torch.OutOfMemoryError: 9 GiB\\n\\nSet THAT=1 for more.')")
+        self.assertIsNone(turn.until_json())
+        turn.end()
+        self.assertIn("ended with status 1: torch.OutOfMemoryError: 9 GiB", turn.error)
+
     def test_a_child_that_fails_at_its_end_is_listed(self):
         turn = turn_of("import sys\nprint('{}', flush=True)\nsys.stdin.read()\nsys.exit('no record')")
         self.assertEqual(turn.until_json(), {})
@@ -65,6 +72,12 @@ class Checks(unittest.TestCase):
         for loss, error_e, error_c in [(3.1, 0, 0), (nan, 0, 0), (3.0, 1.0, 0), (3.0, 0, 1.0), (3.0, nan, 0), (3.0, 0, nan)]:
             with self.assertRaises(ArithmeticError, msg=f"{loss} {error_e} {error_c}"):
                 compare.checked(expected, loss, error_e, error_c)
+
+
+class Chunks(unittest.TestCase):
+    def test_no_chunk_of_quack_has_as_many_rows_as_columns(self):
+        self.assertEqual([quack_rows(n, 4096) for n in (1024, 2048, 4096, 8192, 16384)], [4096, 4096, 2048, 4352, 4352])
+        self.assertEqual([quack_rows(n, 2304) for n in (2300, 8192, 8192 + 2200)], [2048, 4096, 4352])
 
 
 class Record(WithFolder):
