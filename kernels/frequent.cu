@@ -95,10 +95,10 @@ template <u32 COUNT> __device__ __forceinline__ void load_staged(float (&values)
 // ---- dE of 128 rows and 128 columns -----------------------------------------------------------------------------------------
 // Entries [base, base + QUEUE) of a row that are not of frequent classes, in their order, into the warp's queue; their number. The
 // gradients are times logit_scale. The queue must be free, and is complete for the warp.
-__device__ __forceinline__ u32 fill_queue(
-    const LceArgs& a, Queue& queue, const RowList& list, u32 base, u32 target, const LceRowStatistics& statistics, const LceCoefficients& c
-) {
-    const u32 lane = threadIdx.x % 32;
+__device__ __forceinline__ u32 fill_queue(const LceArgs& a, Queue& queue, const RowList& list, u32 base, u32 row) {
+    const u32 lane = threadIdx.x % 32, target = a.saved.row_class[row];
+    const LceRowStatistics statistics = a.saved.statistics[row];     // here: not in registers while rows of C are summed
+    const LceCoefficients c = a.backward.coefficients[row];
     LceEntry entries[QUEUE / 32];
     bool rest[QUEUE / 32];
 #pragma unroll
@@ -144,11 +144,8 @@ __device__ __forceinline__ void add_queue(float (&sum)[8], const Queue& queue, u
 // A row's other entries on top of its staged product, to the sink. A warp.
 template <class T> __device__ __forceinline__ void finish_row(const LceArgs& a, Smem& smem, u32 row, u32 column0) {
     const LceProblem& p = a.problem;
-    const u32 target = a.saved.row_class[row];
-    if (target == NONE) return;                  // d_embeddings.cu poisons it
+    if (a.saved.row_class[row] == NONE) return;  // d_embeddings.cu poisons it
     const RowList list = row_list(a, row);
-    const LceRowStatistics statistics = a.saved.statistics[row];
-    const LceCoefficients c = a.backward.coefficients[row];
     const u32 lane = threadIdx.x % 32, in_tile = lane % 16 * 8, column = column0 + in_tile;
 
     float sum[8] = {};
@@ -156,7 +153,7 @@ template <class T> __device__ __forceinline__ void finish_row(const LceArgs& a, 
     Queue& queue = smem.queues[threadIdx.x / 32];
     for (u32 base = 0; base < list.count; base += QUEUE) {
         prim::syncwarp();                        // the entries before have been used
-        const u32 count = fill_queue(a, queue, list, base, target, statistics, c);
+        const u32 count = fill_queue(a, queue, list, base, row);
         add_queue<T>(sum, queue, count, gather::classifier<T>(p), column);
     }
     prim::syncwarp();
@@ -164,8 +161,9 @@ template <class T> __device__ __forceinline__ void finish_row(const LceArgs& a, 
     for (u32 i = 0; i < 8; ++i) sum[i] += prim::shfl_xor(sum[i], 16);
     if (lane >= 16 || column >= p.hidden) return;
     if (a.backward.class_sum != nullptr) {
+        const float spread = a.backward.coefficients[row].spread;
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) sum[i] -= c.spread * p.logit_scale * a.backward.class_sum[column + i];
+        for (u32 i = 0; i < 8; ++i) sum[i] -= spread * p.logit_scale * a.backward.class_sum[column + i];
     }
     sink::put<false>(a.d_embeddings, u64(a.saved.row_token[row]) * p.hidden + column, sum, p.hidden - column);
 }

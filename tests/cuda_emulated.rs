@@ -1,19 +1,21 @@
 //! The portable kernels, by the unchanged host code, on the emulated GPU, against the oracle: the whole suite, without the checker,
-//! which takes three times as long. `cuda_checked.rs` runs part of it with the checker on.
+//! which takes three times as long. `cuda_checked.rs` runs part of it with the checker on. All gradients are gathered here; frequent
+//! classes are those of `cuda_frequent.rs`.
 #![cfg(feature = "cuda")]
 
 #[macro_use]
 mod common;
 
 use cut_cross_entropy::CudaStaged;
-use cut_cross_entropy::plan::KernelFamily;
+use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
 use cut_cross_entropy_emulator::{self as emulator, Config};
 
 fn emulated() -> Result<CudaStaged, String> {
     emulator::install().expect("the emulator is built with this test");
     emulator::configure(&Config { check: false, workers: 2, ..Config::default() });
     let backend = CudaStaged::new(0).map_err(|error| error.to_string())?;
-    Ok(backend.with_kernels(KernelFamily::Portable))
+    let tuning = Tuning { frequent: Some(u32::MAX), ..Tuning::default() };
+    Ok(backend.with_kernels(KernelChoice { family: KernelFamily::Portable, tuning }))
 }
 
 /// Edges of the CPU's blocks of 512 and 1024 rows: to kernels that work in blocks of 128 they are more of the same, and

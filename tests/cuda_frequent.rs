@@ -5,10 +5,14 @@
 mod common;
 
 use common::cases::{self, Case};
-use common::suite::{self, Known};
-use common::{Spec, picked};
+use common::compare::bits;
+use common::{Spec, Tensors, picked, suite};
+use cut_cross_entropy::cuda::DeviceBuffer;
 use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
-use cut_cross_entropy::{CceOptions, CudaStaged, DType, GradientFilter};
+use cut_cross_entropy::{
+    CceOptions, Cuda, CudaStaged, DType, GradientFilter, GradientSinks, HostBuffer, Inputs, Matrix, Reduction, Sink,
+    Telemetry, Upstream, cce_backward, cce_backward_into, cce_forward,
+};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,9 +92,7 @@ fn frequent_classes_match_the_oracle_under_every_schedule() {
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
         // All classes that there are entries of, or those of a few.
         let (least, filter) = ([1, 1, 3][turn % 3], filters[turn / 3 % filters.len()]);
-        let known = Known { least_frequent: Some(least), ..Known::default() };
-        let backend = backend.clone().with_kernels(frequent(least));
-        let failed = suite::check_case_knowing(&backend, case, &[filter], &known).err();
+        let failed = suite::check_case_under(&backend.clone().with_kernels(frequent(least)), case, &[filter]).err();
         failures.extend(failed.map(|failure| format!("from {least} entries on: {failure}")));
         failures.extend(emulator::take_reports());
     }
@@ -102,4 +104,125 @@ fn frequent_classes_match_the_oracle_under_every_schedule() {
     for kernel in ["lce_frequent_bf16", "lce_frequent_f16"] {
         assert!(emulator::counters(kernel).is_some_and(|c| c.mma > 0), "{kernel} did not multiply");
     }
+}
+
+/// Two row blocks and more, two tiles of classes and more, of columns, too; some classes are frequent, some are not.
+fn several_tiles(dtype: DType) -> Tensors {
+    Spec { ignored: 0.05, bias: true, dtype, seed: 9, ..Spec::new(150, 136, 140) }.generate()
+}
+
+fn options() -> CceOptions {
+    CceOptions { filter: GradientFilter::Unbiased { eps: 1.0 / 256.0, seed: 3 }, ..CceOptions::default() }
+}
+
+/// Bit patterns of dE, dC and dbias in f32: into sinks that hold `before`, where it is given, else overwriting NaN; of those that are asked for.
+fn gradients(
+    backend: &CudaStaged,
+    tensors: &Tensors,
+    asked: [bool; 3],
+    before: Option<f32>,
+) -> ([Vec<u32>; 3], Telemetry) {
+    let Spec { tokens, hidden, vocab, .. } = tensors.spec;
+    let mut buffers = [tokens * hidden, vocab * hidden, vocab].map(|len| vec![before.unwrap_or(f32::NAN); len]);
+    let mut sinks = buffers.iter_mut().zip(asked).map(|(buffer, asked)| match asked {
+        false => Sink::Skip,
+        true if before.is_some() => Sink::Accumulate(buffer.into()),
+        true => Sink::Overwrite(buffer.into()),
+    });
+    let mut next = || sinks.next().expect("three");
+    let sinks = GradientSinks { embeddings: next(), classifier: next(), bias: next() };
+    let forward = cce_forward(backend, &tensors.inputs(), &options()).expect("legal");
+    let telemetry =
+        cce_backward_into(backend, &tensors.inputs(), &forward, &Upstream::default(), sinks).expect("its own");
+    (buffers.map(|buffer| bits(&buffer)), telemetry)
+}
+
+fn multiplied() -> bool {
+    ["lce_frequent_bf16", "lce_frequent_f16"].iter().any(|kernel| emulator::counters(kernel).is_some_and(|c| c.mma > 0))
+}
+
+#[test]
+fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
+    let _guard = emulated();
+    for dtype in [DType::BF16, DType::F16] {
+        let tensors = several_tiles(dtype);
+        configure(0);
+        let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(frequent(5));
+        emulator::reset_counters();
+        let (first, _) = gradients(&backend, &tensors, [true; 3], None);
+        assert!(multiplied());
+        for turn in [4, 8] {
+            configure(turn); // another order of threads, of atomics, of copies, and of who draws which item
+            assert!(gradients(&backend, &tensors, [true; 3], None).0 == first, "{dtype}, turn {turn}");
+        }
+        for alone in 0..3 {
+            let (ours, _) = gradients(&backend, &tensors, [0, 1, 2].map(|k| k == alone), None);
+            assert!(ours[alone] == first[alone], "{dtype}, gradient {alone} by itself");
+        }
+        let (added, _) = gradients(&backend, &tensors, [true; 3], Some(0.25));
+        let sums =
+            first.map(|of| of.into_iter().map(|bits| (0.25 + f32::from_bits(bits)).to_bits()).collect::<Vec<_>>());
+        assert!(added == sums, "{dtype}, added to what was there");
+    }
+    assert_eq!(emulator::take_reports(), [""; 0]);
+}
+
+/// Exact rows write every class, from lists of the sparse ones: then there are no frequent classes.
+#[test]
+fn no_class_is_frequent_where_a_row_is_exact() {
+    let _guard = emulated();
+    configure(2);
+    let mut tensors = several_tiles(DType::BF16);
+    tensors.set_embedding(7, 3, f32::NAN);
+    let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Portable);
+    emulator::reset_counters();
+    let [on, off] =
+        [1, u32::MAX].map(|least| gradients(&backend.clone().with_kernels(frequent(least)), &tensors, [true; 3], None));
+    assert_eq!((on.1.exact_rows, off.1.exact_rows), (1, 1));
+    assert!(!multiplied());
+    assert!(on.0 == off.0);
+    assert_eq!(emulator::take_reports(), [""; 0]);
+}
+
+/// A product has all rows of a row block in it, those without an entry times zero: what they hold must not be there.
+#[test]
+fn what_rows_without_entries_hold_does_not_matter() {
+    let _guard = emulated();
+    configure(1);
+    let mut good = several_tiles(DType::BF16);
+    // Out of range, which only the device sees; and ignored.
+    (good.targets[5], good.targets[140]) = (140, good.spec.ignore_index);
+    let mut poisoned = good.clone();
+    for (token, value) in [(5, f32::NAN), (140, f32::INFINITY)] {
+        (0..136).for_each(|k| poisoned.set_embedding(token, k, value));
+    }
+    let cuda = Cuda::new(0).expect("an emulated device").with_kernels(frequent(1));
+    let options = CceOptions { reduction: Reduction::Sum, ..options() };
+    let run = |tensors: &Tensors| {
+        let (HostBuffer::BF16(e), HostBuffer::BF16(c)) = (&tensors.embeddings, &tensors.classifier) else {
+            panic!("bf16")
+        };
+        let stream = cuda.stream();
+        let (e, c) = (stream.clone_htod(e).expect("memory"), stream.clone_htod(c).expect("memory"));
+        let targets = stream.clone_htod(&tensors.targets).expect("memory");
+        let Spec { tokens, hidden, vocab, .. } = tensors.spec;
+        let inputs = Inputs::new(Matrix::new(&e, tokens, hidden), Matrix::new(&c, vocab, hidden), &targets);
+        let forward = cce_forward(&cuda, &inputs, &options).expect("not known yet");
+        let gradients = cce_backward(&cuda, &inputs, &forward, &Upstream::default()).expect("its own");
+        let read = |buffer: Option<DeviceBuffer>| match buffer {
+            Some(DeviceBuffer::BF16(buffer)) => stream.clone_dtoh(&buffer).expect("readable"),
+            other => panic!("{other:?}"),
+        };
+        [read(gradients.d_embeddings), read(gradients.d_classifier)]
+            .map(|gradient| gradient.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+    };
+    emulator::reset_counters();
+    let [ours, expected] = [run(&poisoned), run(&good)];
+    assert!(multiplied());
+    assert!(ours == expected);
+    let [d_embeddings, d_classifier] =
+        ours.map(|of| of.into_iter().map(|x| half::bf16::from_bits(x).is_nan()).collect::<Vec<_>>());
+    assert!(d_embeddings.iter().enumerate().all(|(at, &is_nan)| is_nan == (at / 136 == 5)));
+    assert!(!d_classifier.contains(&true));
+    assert_eq!(emulator::take_reports(), [""; 0]);
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::compare::bits;
 use common::room::{self, row_eps};
-use common::suite::{self, Got, Known};
+use common::suite::{self, Got};
 use common::{Logits, OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::plan::{KernelFamily, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, GradientFilter, Shape};
@@ -73,8 +73,7 @@ fn unbiased(eps: f32, seed: u64) -> CceOptions {
 
 /// Runs, and compares everything with the oracle under each row's own ε.
 fn check(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions) -> (Got, Vec<f32>) {
-    let known = Known { row_eps: Some(&row_eps), ..Known::default() };
-    let checked = suite::check_one_knowing(backend, tensors, options, &OwnedUpstream::loss(1.0), &known);
+    let checked = suite::check_one_by_row(backend, tensors, options, &OwnedUpstream::loss(1.0), Some(&row_eps));
     let (forward, got) = checked.unwrap_or_else(|message| panic!("{message}"));
     (got, row_eps(&forward))
 }

@@ -315,6 +315,12 @@ impl Forward<DeviceMemory> {
         let saved = self.saved.downcast_ref::<super::Saved>();
         saved.map_or_else(|| Ok(Vec::new()), super::Saved::row_eps)
     }
+
+    /// Entries that make a class frequent in a backward by the same kernels. For tests.
+    #[doc(hidden)]
+    pub fn least_frequent(&self) -> Option<u32> {
+        self.saved.downcast_ref::<super::Saved>()?.plan.least_frequent
+    }
 }
 
 /// A new buffer with undefined contents.

@@ -182,7 +182,7 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
-    /// Entries from which on a class is frequent: its sums are products by tensor cores. `None`: all are gathered.
+    /// Entries from which on a class is frequent in a backward: its sums are products by tensor cores. `None`: all are gathered.
     pub least_frequent: Option<u32>,
     /// Multiple of 128 that no number of frequent classes exceeds.
     pub most_frequent: u32,
@@ -251,8 +251,8 @@ impl LaunchPlan {
         };
         let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
-        let least_frequent = capture.then(|| least_frequent(workload)).flatten();
-        let most_frequent = least_frequent.map(|least| {
+        let least_frequent = if dense { None } else { least_frequent(workload) };
+        let most_frequent = least_frequent.filter(|_| capture).map(|least| {
             // As many as there are entries for.
             let most = (row_blocks * block_entries / least as usize).min(vocab);
             most.next_multiple_of(BLOCK_V)
@@ -391,7 +391,7 @@ impl LaunchPlan {
             }
             steps.launch(kernels::SUM_PARTS, [hidden.div_ceil(256).max(1) as u32, 1]);
         }
-        let frequent = self.least_frequent.is_some();
+        let frequent = self.capture && self.least_frequent.is_some();
         if self.capture && (columns || frequent) {
             steps.fill("column_begin", 0);
             steps.launch(kernels::COLUMN_COUNT, rows(8));
@@ -556,7 +556,7 @@ impl std::fmt::Display for LaunchPlan {
             (_, true) => writeln!(f, "  every row takes the exact path")?,
             _ => writeln!(f, "  no candidates; a backward runs the forward once more")?,
         }
-        if let Some(least) = self.least_frequent {
+        if let Some(least) = self.least_frequent.filter(|_| self.capture) {
             let most = self.most_frequent;
             writeln!(f, "  classes that {least} rows keep, or more, are summed by tensor cores: F = {most} at most")?;
         }

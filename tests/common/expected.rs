@@ -87,10 +87,9 @@ pub struct Expected {
     pub logits: Vec<f64>,
     /// a_i, the size of what cancels in the logits of row i.
     pub scale: Vec<f64>,
-    /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows before it multiplies them.
+    /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows and of frequent classes before it
+    /// multiplies them.
     pub stored: Option<DType>,
-    /// Those of classes with so many entries are rounded, too.
-    pub least_frequent: Option<u32>,
 }
 
 impl Expected {
@@ -123,13 +122,13 @@ impl Expected {
                 }
             }
         }
-        Expected { forward: reference.forward(), reference, logits, scale, stored: None, least_frequent: None }
+        Expected { forward: reference.forward(), reference, logits, scale, stored: None }
     }
 
-    /// For a backend that feeds 16-bit matrix units on its exact path and, from some number of entries on, with the gradients of
-    /// classes: it rounds these logit gradients once, to the inputs' type.
-    pub fn stored_as(self, dtype: DType, least_frequent: Option<u32>) -> Self {
-        Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), least_frequent, ..self }
+    /// For a backend that feeds 16-bit matrix units on its exact path and with the gradients of frequent classes: it rounds these
+    /// logit gradients once, to the inputs' type.
+    pub fn stored_as(self, dtype: DType) -> Self {
+        Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), ..self }
     }
 
     /// What storing the logit gradient `g` may cost, where the largest of the problem is `largest`:
@@ -286,14 +285,16 @@ impl Expected {
 
     /// All gradients under `filter`.
     pub fn gradients(&self, upstream: &ReferenceUpstream, filter: GradientFilter) -> ExpectedGradients {
-        self.gradients_by_row(upstream, filter, |_| Some(filter.eps().into()))
+        self.gradients_by_row(upstream, filter, None, |_| Some(filter.eps().into()))
     }
 
-    /// As [`Self::gradients`], with rows that a backend kept with another ε, or (`None`) computed exactly, for a reason of its own.
+    /// As [`Self::gradients`], with classes that are frequent from some number of entries on, and with rows that a backend kept with
+    /// another ε, or (`None`) computed exactly, for a reason of its own.
     pub fn gradients_by_row(
         &self,
         upstream: &ReferenceUpstream,
         filter: GradientFilter,
+        least_frequent: Option<u32>,
         eps_of: impl Fn(usize) -> Option<f64>,
     ) -> ExpectedGradients {
         let (r, f, options) = (&self.reference, &self.forward, *self.options());
@@ -320,14 +321,14 @@ impl Expected {
         // Classes that may be frequent.
         let mut entries = vec![0; v];
         for (i, y) in r.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?))) {
-            let Some(eps) = own_eps(i).filter(|_| self.least_frequent.is_some()) else { continue };
+            let Some(eps) = own_eps(i).filter(|_| least_frequent.is_some()) else { continue };
             let start = start_of(i);
             for (class, entries) in entries.iter_mut().enumerate() {
                 let (kept, doubt) = is_kept(i, class, eps, start);
                 *entries += u32::from(class == y || kept || doubt);
             }
         }
-        let may_be_frequent = |class: usize| self.least_frequent.is_some_and(|least| entries[class] >= least);
+        let may_be_frequent = |class: usize| least_frequent.is_some_and(|least| entries[class] >= least);
 
         let (mut d_embeddings, mut d_classifier, mut d_bias) =
             (Bounded::zeros(n * d), Bounded::zeros(v * d), Bounded::zeros(v));

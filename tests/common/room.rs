@@ -1,7 +1,7 @@
 //! The suite on a CUDA device whose rows have hardly any room for candidates: rows with a larger ε, and exact ones, in every case.
 
 use super::cases::{self, Case};
-use super::suite::{self, Known};
+use super::suite;
 use cut_cross_entropy::{CudaStaged, DType, Forward, GradientFilter};
 
 /// The ε of each token; see `Forward::row_eps`.
@@ -30,10 +30,9 @@ pub fn check(backend: &CudaStaged, cases: &[Case], eps: &[f32]) -> usize {
     let backend = backend.clone().with_room(6);
     let filters: Vec<_> =
         eps.iter().map(|&eps| GradientFilter::Unbiased { eps, seed: 0xDEAD_BEEF_0BAD_CAFE }).collect();
-    let known = Known { row_eps: Some(&row_eps), ..Known::default() };
     let (mut raised, mut failures) = (0, Vec::new());
     for case in cases {
-        match suite::check_case_knowing(&backend, case, &filters, &known) {
+        match suite::check_case_by_row(&backend, case, &filters, Some(&row_eps)) {
             Ok(telemetry) => raised += usize::from(telemetry.iter().any(|telemetry| telemetry.raised_rows > 0)),
             Err(message) => failures.push(message),
         }

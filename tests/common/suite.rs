@@ -5,7 +5,6 @@ use super::data::{Rng, Tensors, buffer};
 use super::expected::Expected;
 use super::naive::naive;
 use super::{OwnedUpstream, compare::frobenius};
-use cut_cross_entropy::plan::{DeviceInfo, LaunchPlan, Workload};
 use cut_cross_entropy::{
     Backend, CceOptions, DType, GradientFilter, GradientSinks, Host, HostBuffer, Problem, Sink, Telemetry,
     cce_backward_into, cce_forward,
@@ -92,47 +91,29 @@ pub fn check_one(
     options: &CceOptions,
     upstream: &OwnedUpstream,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
-    check_one_knowing(backend, tensors, options, upstream, &Known::default())
+    check_one_by_row(backend, tensors, options, upstream, None)
 }
 
-/// The same for a backend with choices of its own.
-pub fn check_one_knowing(
+/// The same for a backend whose rows may each have an ε of their own, or be exact.
+pub fn check_one_by_row(
     backend: &HostBackend,
     tensors: &Tensors,
     options: &CceOptions,
     upstream: &OwnedUpstream,
-    known: &Known<'_>,
+    row_eps: Option<&RowEps>,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let inputs = tensors.inputs();
     let problem = Problem::new(&inputs, options).map_err(|e| e.to_string())?;
-    check_against(backend, tensors, options, upstream, &expected(backend, &problem, known), known)
+    check_against(backend, tensors, options, upstream, &expected(backend, &problem), row_eps)
 }
 
 /// The ε with which a backend kept each token's entries, 0 where it computed them exactly.
 pub type RowEps = dyn Fn(&cut_cross_entropy::Forward) -> Vec<f32>;
 
-/// What a test knows of a backend's choices.
-#[derive(Default)]
-pub struct Known<'a> {
-    /// Rows may each have an ε of their own, or be exact.
-    pub row_eps: Option<&'a RowEps>,
-    /// Entries that make a class frequent; by default those that a plan has.
-    pub least_frequent: Option<u32>,
-}
-
 /// What this backend should return: GPUs feed their matrix units the type of the inputs.
-fn expected(backend: &HostBackend, problem: &Problem<'_>, known: &Known<'_>) -> Expected {
+fn expected(backend: &HostBackend, problem: &Problem<'_>) -> Expected {
     let expected = Expected::new(problem);
-    if backend.name() != "cuda" {
-        return expected;
-    }
-    let planned = || {
-        // Whatever the filter that is to come; the backward captures where the forward did not.
-        let options = CceOptions { filter: GradientFilter::default(), capture: true, ..*problem.options() };
-        let workload = Workload { options, ..Workload::new(problem, true) };
-        LaunchPlan::new(&workload, &DeviceInfo::H100).ok()?.least_frequent
-    };
-    expected.stored_as(problem.dtype(), known.least_frequent.or_else(planned))
+    if backend.name() == "cuda" { expected.stored_as(problem.dtype()) } else { expected }
 }
 
 fn check_against(
@@ -141,21 +122,33 @@ fn check_against(
     options: &CceOptions,
     upstream: &OwnedUpstream,
     expected: &Expected,
-    known: &Known<'_>,
+    row_eps: Option<&RowEps>,
 ) -> Result<(cut_cross_entropy::Forward, Got), String> {
     let (forward, got) = run(backend, tensors, options, upstream);
     expected.check_forward(&forward)?;
     let upstream = upstream.widen(tensors.spec.tokens);
-    let gradients = match known.row_eps.map(|row_eps| row_eps(&forward)) {
-        None => expected.gradients(&upstream, options.filter),
+    let frequent = least_frequent(&forward);
+    let gradients = match row_eps.map(|row_eps| row_eps(&forward)) {
+        None => expected.gradients_by_row(&upstream, options.filter, frequent, |_| Some(options.filter.eps().into())),
         Some(eps) => {
-            expected.gradients_by_row(&upstream, options.filter, |i| Some(eps[i].into()).filter(|&eps| eps > 0.0))
+            let own = |i: usize| Some(eps[i].into()).filter(|&eps| eps > 0.0);
+            expected.gradients_by_row(&upstream, options.filter, frequent, own)
         }
     };
     gradients.check_telemetry(&got.telemetry)?;
     let hidden = tensors.spec.hidden;
     gradients.check(hidden, Some(&got.d_embeddings), Some(&got.d_classifier), got.d_bias.as_ref())?;
     Ok((forward, got))
+}
+
+/// Entries that make a class frequent on the device that computed this.
+#[cfg(feature = "cuda")]
+fn least_frequent(forward: &cut_cross_entropy::Forward) -> Option<u32> {
+    cut_cross_entropy::CudaStaged::on_device(forward)?.least_frequent()
+}
+#[cfg(not(feature = "cuda"))]
+fn least_frequent(_forward: &cut_cross_entropy::Forward) -> Option<u32> {
+    None
 }
 
 /// One case under every filter.
@@ -165,23 +158,22 @@ pub fn check_case(backend: &HostBackend, case: &Case) -> Result<(), String> {
 
 /// One case under some filters.
 pub fn check_case_under(backend: &HostBackend, case: &Case, filters: &[GradientFilter]) -> Result<(), String> {
-    check_case_knowing(backend, case, filters, &Known::default()).map(drop)
+    check_case_by_row(backend, case, filters, None).map(drop)
 }
 
-/// As [`check_one_knowing`]. What became of the rows, filter by filter.
-pub fn check_case_knowing(
+/// As [`check_one_by_row`]. What became of the rows, filter by filter.
+pub fn check_case_by_row(
     backend: &HostBackend,
     case: &Case,
     filters: &[GradientFilter],
-    known: &Known<'_>,
+    row_eps: Option<&RowEps>,
 ) -> Result<Vec<Telemetry>, String> {
     let (tensors, upstream) = (tensors(case), upstream(case));
     let inputs = tensors.inputs();
-    let problem = Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?;
-    let expected = expected(backend, &problem, known);
+    let expected = expected(backend, &Problem::new(&inputs, &case.options).map_err(|e| e.to_string())?);
     let under = |&filter: &GradientFilter| {
         let options = CceOptions { filter, ..case.options };
-        check_against(backend, &tensors, &options, &upstream, &expected, known)
+        check_against(backend, &tensors, &options, &upstream, &expected, row_eps)
             .map(|(_, got)| got.telemetry)
             .map_err(|message| format!("{} under {filter:?}: {message} ({})", case.name, case.why))
     };
