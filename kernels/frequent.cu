@@ -242,9 +242,8 @@ template <class T> __device__ __forceinline__ void run(const LceArgs& a) {
     const u32 d_embeddings = a.d_embeddings.mode == SINK_SKIP ? 0 : row_blocks * columns;
     const u32 d_classifier = a.d_classifier.mode == SINK_SKIP ? 0 : tiles * columns, d_bias = a.d_bias.mode == SINK_SKIP ? 0 : tiles;
     for (;;) {
-        __syncthreads();                         // the item before this one is done
         if (threadIdx.x == 0) smem.item = prim::atomic_add(&a.backward.columns->next_item, 1u);
-        __syncthreads();
+        __syncthreads();                         // the item before this one is done; every item has a barrier behind this read
         u32 item = smem.item;
         if (item < d_embeddings) {
             d_embeddings_tile<T>(a, smem, item / columns, item % columns * TILE);

@@ -80,7 +80,7 @@ template <class T> struct Operands {
     alignas(128) u8 right[STAGES][OPERAND_BYTES];
 };
 
-// acc = sum over tiles t in [0, tiles), one at least, of the tile that list(t) is of, times right rows [TILE t, TILE (t + 1)). The operands must be free,
+// acc = sum over tiles t in [0, tiles) of the tile that list(t) is of, times right rows [TILE t, TILE (t + 1)). The operands must be free,
 // and are free again (of all threads) on return. Nothing is multiplied with a tile that has no entry, nor with a row that is NONE.
 template <class T, bool TRANSPOSED, class Rows, class ListOf>
 __device__ __forceinline__ void multiply(
@@ -101,11 +101,10 @@ __device__ __forceinline__ void multiply(
         prim::cp_async_commit();                 // an empty group too: the wait below counts groups
     };
     for (u32 step = 0; step < STAGES - 1; ++step) fetch(step);
-    List entries = list(0), next = {nullptr, 0};
-    for (u32 tile = 0; tile < tiles; ++tile, entries = next) {
+    for (u32 tile = 0; tile < tiles; ++tile) {
+        const List entries = list(tile);         // not a tile ahead: that spills on sm_100
         if (tile > 0) __syncthreads();           // the tile before this one has been multiplied
         fill<T, TRANSPOSED>(operands.left, entries);
-        if (tile + 1 < tiles) next = list(tile + 1);
 #pragma unroll 1
         for (u32 part = 0; part < STEPS<T>; ++part) {
             const u32 step = tile * STEPS<T> + part;

@@ -6,7 +6,7 @@ mod common;
 
 use common::cases::{self, Case};
 use common::compare::bits;
-use common::{Spec, Tensors, picked, suite};
+use common::{Logits, Spec, Tensors, picked, suite};
 use cut_cross_entropy::cuda::DeviceBuffer;
 use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
 use cut_cross_entropy::{
@@ -37,21 +37,24 @@ fn of_every_backend() -> Vec<Case> {
     fitting
 }
 
-/// Several tiles of rows, of frequent classes and of columns, the last of each ragged; hardly any rows; ignored tokens between them.
+/// Several tiles of rows, of frequent classes and of columns, the last of each ragged; hardly any rows; ignored tokens between them;
+/// more entries of a row's other classes than a warp looks at at a time.
 fn of_tiles() -> Vec<Case> {
     let shapes = [
-        ("several_tiles", (300, 264, 400), 0.05),
-        ("ragged_columns", (130, 136, 200), 0.0),
-        ("one_row", (1, 8, 300), 0.0),
-        ("few_rows_left", (200, 72, 260), 0.9),
+        ("several_tiles", (300, 264, 400), 0.05, Logits::Realistic),
+        ("ragged_columns", (130, 136, 200), 0.0, Logits::Realistic),
+        ("long_rows", (7, 40, 900), 0.0, Logits::Flat),
+        ("one_row", (1, 8, 300), 0.0, Logits::Realistic),
+        ("few_rows_left", (200, 72, 260), 0.9, Logits::Realistic),
     ];
     let plain = cases::shapes()[0];
-    let case = |(index, (name, (tokens, hidden, vocab), ignored)): (usize, (_, (usize, usize, usize), f64))| {
-        let (bias, dtype) = (index % 2 == 0, [DType::BF16, DType::F16][index % 2]);
-        let spec = Spec { ignored, bias, dtype, seed: 31, ..Spec::new(tokens, hidden, vocab) };
-        let options = CceOptions { softcap: (index % 3 == 1).then_some(3.0), ..plain.options };
-        Case { name, why: "rows, classes and columns that do not divide", spec, options, ..plain }
-    };
+    let case =
+        |(index, (name, (tokens, hidden, vocab), ignored, logits)): (usize, (_, (usize, usize, usize), f64, _))| {
+            let (bias, dtype) = (index % 2 == 0, [DType::BF16, DType::F16][index % 2]);
+            let spec = Spec { ignored, bias, dtype, logits, seed: 31, ..Spec::new(tokens, hidden, vocab) };
+            let options = CceOptions { softcap: (index % 3 == 1).then_some(3.0), ..plain.options };
+            Case { name, why: "rows, classes and columns that do not divide", spec, options, ..plain }
+        };
     shapes.into_iter().enumerate().map(case).collect()
 }
 
