@@ -4,7 +4,8 @@
 #[macro_use]
 mod common;
 
-use common::room;
+use common::{room, suite};
+use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
 
 conformance!(cuda, cut_cross_entropy::CudaStaged::new(0).map_err(|error| error.to_string()));
 
@@ -15,6 +16,21 @@ fn matches_the_oracle_with_hardly_any_room() {
             let raised = [room::cases(), room::cases_in_16_bits()]
                 .map(|cases| room::check(&backend, &cases, &[1.0 / 256.0, 1.0 / 1024.0]));
             assert!(raised.iter().all(|&raised| raised >= 20), "{raised:?} cases had a row with an ε of its own");
+        }
+        Err(error) => common::conformance::skip("cuda", error.to_string()),
+    }
+}
+
+/// Classes that one row, or three, make frequent; and none, so that all is gathered.
+#[test]
+fn matches_the_oracle_whatever_makes_a_class_frequent() {
+    match cut_cross_entropy::CudaStaged::new(0) {
+        Ok(backend) => {
+            for least in [1, 3, u32::MAX] {
+                let tuning = Tuning { frequent: Some(least), ..Tuning::default() };
+                let kernels = KernelChoice { family: KernelFamily::Auto, tuning };
+                suite::check_cases(&backend.clone().with_kernels(kernels), &room::cases_in_16_bits());
+            }
         }
         Err(error) => common::conformance::skip("cuda", error.to_string()),
     }
