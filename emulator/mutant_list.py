@@ -74,7 +74,7 @@ SHIPPED = [
     mutant("redo: the shares of the round are written again, by others", K + "logits_epilogue.cuh",
            "        if (a.redo) return;\n", "", "forward_sm80", "cuda_raised blocks_that_overflow_are"),
     mutant("redo: an item ends without a barrier", K + "logits_epilogue.cuh",
-           "        barrier();\n        if (a.redo) return;\n", "        if (a.redo) return;\n        barrier();\n", "forward_sm90", "cuda_hopper hardly_any_room"),
+           "        barrier();\n        if (a.redo) return;\n", "        if (a.redo) return;\n        barrier();\n", "forward_sm90", "cuda_raised row_blocks_that_are"),
     mutant("redo: a row block beside the one that does the round again", K + "forward_sm90.cu",
            "before++ == item.unit) return row_block;", "before++ == item.unit) return row_block + 1;", "forward_sm90", "cuda_raised blocks_that_overflow_are"),
     mutant("redo: every row block", K + "forward_sm80.cu",

@@ -166,6 +166,27 @@ fn a_raised_eps_depends_on_nothing_but_the_tensors_and_the_seed() {
     }
 }
 
+/// A worker of the Hopper forward that does two row blocks again, of which half the rows put nothing aside: without anything to store at
+/// the end of the first, one barrier alone keeps its warps from meeting those that have begun the second.
+#[test]
+fn row_blocks_that_are_done_again_by_one_worker_do_not_meet() {
+    let (_guard, backend) = emulated(&checked());
+    let mut tensors = flat_and_sharp(256, |_| false, DType::BF16);
+    // One column is nothing but for the first 100 classes, and for the rows that are sure of these.
+    (0..VOCAB).for_each(|class| tensors.set_classifier(class, 0, if class < 100 { 1.0 } else { 0.0 }));
+    for i in 0..256 {
+        let is_sharp = i % 128 >= 64;
+        (0..8).filter(|&k| k == 0 || is_sharp).for_each(|k| tensors.set_embedding(i, k, 0.0));
+        if is_sharp {
+            tensors.set_embedding(i, 0, 60.0);
+            tensors.targets[i] %= 100;
+        }
+    }
+    let (got, _) = check(&backend.with_kernels(KernelFamily::Hopper), &tensors, &unbiased(EPS, 5));
+    assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (0, 256));
+    assert_eq!(emulator::take_reports(), Vec::<String>::new());
+}
+
 #[test]
 fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_sparse() {
     // Until a row has summed up 64 equal classes, each of them may reach the threshold.

@@ -243,11 +243,20 @@ impl Tensors {
     /// Writes one embedding.
     pub fn set_embedding(&mut self, token: usize, column: usize, value: f32) {
         let at = token * (self.spec.hidden + self.spec.padding) + column;
-        match &mut self.embeddings {
-            HostBuffer::F32(v) => v[at] = value,
-            HostBuffer::F16(v) => v[at] = f16::from_f32(value),
-            HostBuffer::BF16(v) => v[at] = bf16::from_f32(value),
-            _ => unreachable!("three float types"),
-        }
+        set(&mut self.embeddings, at, value);
+    }
+
+    pub fn set_classifier(&mut self, class: usize, column: usize, value: f32) {
+        let at = class * (self.spec.hidden + self.spec.padding) + column;
+        set(&mut self.classifier, at, value);
+    }
+}
+
+fn set(buffer: &mut HostBuffer, at: usize, value: f32) {
+    match buffer {
+        HostBuffer::F32(v) => v[at] = value,
+        HostBuffer::F16(v) => v[at] = f16::from_f32(value),
+        HostBuffer::BF16(v) => v[at] = bf16::from_f32(value),
+        _ => unreachable!("three float types"),
     }
 }
