@@ -23,6 +23,7 @@ enum TargetType : u32 { TARGET_I64 = 0, TARGET_I32 = 1, TARGET_U32 = 2 };
 enum Reduction : u32 { REDUCTION_NONE = 0, REDUCTION_MEAN = 1, REDUCTION_SUM = 2 };
 enum Filter : u32 { FILTER_EXACT = 0, FILTER_UNBIASED = 1, FILTER_THRESHOLD = 2 };
 enum SinkMode : u32 { SINK_SKIP = 0, SINK_OVERWRITE = 1, SINK_ACCUMULATE = 2 };
+enum TileUse : u32 { TILES_OFF = 0, TILES_WHERE_FASTER = 1, TILES_EVERYWHERE = 2 };
 
 // ---- inputs -----------------------------------------------------------------------------------------------------------
 struct LceProblem {
@@ -134,26 +135,18 @@ struct LceSink { void* data; u32 type; u32 mode; };   // dense; ElementType, Sin
 // dL/dz_v = p_v (softmax - entropy (ln p_v + H)) - [v = y] target - spread w_v, before the softcap's slope and the scale
 struct LceCoefficients { float softmax, target, spread, entropy; };
 
-// What is known of the lists by class. Filled by lce_column_scan_b.
-struct LceColumns {
-    u32 popular;                             // classes with long lists
-    u32 frequent;                            // classes that tensor cores sum
-    u32 next_entry;                          // of column_entries: where the lists of the next row block's tiles will begin
-    u32 next_item;                           // of lce_frequent's work
+// Blocks of 128 rows, or of 128 classes, whose sums are products of tiles (tile_lists.cu). Zero before the lists are made.
+struct LceTileWork {
+    u32 active;                              // such blocks
+    u32 next_item;                           // of the products
 };
 
 struct LceBackwardScratch {
     LceCoefficients* coefficients;           // [N] by row
     u32* column_begin;                       // [V + 1] first entry of each class's list
     u32* popular_classes;                    // [V] the classes with long lists
-    u64* column_block_sum;                   // [ceil(V / 4096)] of the scan: frequent classes << 32 | entries in lists
-    LceColumns* columns;
-    // [row_blocks * block_entries] Lists by class of (token, dL/dz of the entry: before logit_scale); behind them those of the tiles of a
-    // row block and 128 frequent classes: (row in block * 128 + class in tile, dL/dz as the exact path stores it).
-    LceEntry* column_entries;
-    u32* frequent_rank;                      // [V] rank of a class among the frequent ones, NONE; null: there are none
-    u32* frequent_class;                     // [most_frequent] ascending
-    u32* tile_begin;                         // [row_blocks, most_frequent / 128 + 1] of a tile's list in column_entries
+    u32* column_block_sum;                   // [ceil(V / 4096) + 1] of the scan; in the last: number of popular_classes
+    LceEntry* column_entries;                // [row_blocks * block_entries] (token, dL/dz of the entry: before logit_scale)
     float* class_sum_parts;                  // [SUM_PARTS, D] label smoothing: parts of sum_v w_v C_v
     float* class_sum;                        // [D]
     float* spread_sum_parts;                 // [SUM_PARTS, D] label smoothing: parts of sum_i spread_i E_i over sparse rows
@@ -165,9 +158,16 @@ struct LceBackwardScratch {
     float* exact_d_embeddings;               // [exact_panel_rows, D] accumulators
     u64 exact_gradients_elements;            // that exact_gradients holds
     u32 exact_panel_rows;                    // multiple of BLOCK_N
-    u32 least_frequent;                      // entries that make a class frequent
-    u32 most_frequent;                       // multiple of 128 that no number of frequent classes exceeds
-    u32 padding;
+    u32 tile_use;                            // TileUse
+    // The tiles of blocks of owners (rows, then classes): first those of dE, then, in the same memory, those of dC. A block's part
+    // begins at its first entry e in the lists of all blocks: see tiles.cuh.
+    LceTileWork* tile_work;
+    u32* tile_sources;                       // [max(row_blocks, ceil(V / 128))] sources that the block multiplies; 0: its owners are gathered
+    u32* active_blocks;                      // [as many] the blocks that multiply
+    u32* sources;                            // at 2 e / 3: classes (rows of C), or tokens (rows of E), ascending
+    u32* tile_begin;                         // at e / 128 + 2 block: where the list of a tile of 128 sources begins, from e; and the last one's end
+    u32* tile_entries;                       // at e: (owner in block * 128 + source in tile) << 16 | dL/dz as the exact path stores it
+    u32* in_tile;                            // [row_blocks, ceil(block_entries / 32)] a bit for each entry of dE that is in a tile
 };
 
 // ---- the argument of every kernel -------------------------------------------------------------------------------------

@@ -5,22 +5,21 @@
 
 namespace block {
 
-template <u32 BLOCK, class Number = u32> struct ScanSpace { Number warp_sum[BLOCK / 32]; };
+template <u32 BLOCK> struct ScanSpace { u32 warp_sum[BLOCK / 32]; };
 template <u32 BLOCK> struct SumSpace { f64 value[BLOCK]; };
 
 // Sum of `value` over the threads before this one; `total` over all.
-template <u32 BLOCK, class Number>
-__device__ __forceinline__ Number exclusive_scan(ScanSpace<BLOCK, Number>& space, Number value, Number& total) {
+template <u32 BLOCK> __device__ __forceinline__ u32 exclusive_scan(ScanSpace<BLOCK>& space, u32 value, u32& total) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Number inclusive = value;
+    u32 inclusive = value;
 #pragma unroll
     for (u32 d = 1; d < 32; d *= 2) {
-        const Number below = prim::shfl_up(inclusive, d);
+        const u32 below = prim::shfl_up(inclusive, d);
         if (lane >= d) inclusive += below;
     }
     if (lane == 31) space.warp_sum[warp] = inclusive;
     __syncthreads();
-    Number before = 0;
+    u32 before = 0;
     total = 0;
     for (u32 w = 0; w < BLOCK / 32; ++w) {
         if (w < warp) before += space.warp_sum[w];

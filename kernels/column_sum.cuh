@@ -43,9 +43,10 @@ __device__ __forceinline__ List list_of(const LceArgs& a, u32 class_index) {
     return {a.backward.column_entries + begin, end - begin};
 }
 
-// Summed by frequent.cu, from lists of its own.
-__device__ __forceinline__ bool is_frequent(const LceArgs& a, u32 class_index) {
-    return a.backward.frequent_rank != nullptr && a.backward.frequent_rank[class_index] != NONE;
+// Whether the class's row of dC is a product of tiles (tile_products.cu). Its dbias is not.
+__device__ __forceinline__ bool in_tiles(const LceArgs& a, u32 class_index) {
+    const bool may_be = a.backward.tile_use != TILES_OFF && a.d_classifier.mode != SINK_SKIP;
+    return may_be && a.backward.tile_sources[class_index / BLOCK_V] > 0;
 }
 
 __device__ __forceinline__ f64 warp_sum(f64 x) {

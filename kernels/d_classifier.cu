@@ -1,4 +1,5 @@
-// dC and dbias where every row is sparse: each class but the frequent ones finished by one owner, from its list of entries.
+// dC and dbias where every row is sparse: each class finished by one owner, from its list of entries. Of classes that multiply tiles
+// dbias alone.
 //
 //     grid P + ceil(V / 16), 256 threads; P >= 1 as the host likes (2 to 4 a SM), no result depends on it
 //     blocks 0 .. P             the popular classes (more than 32 entries): items of (class, 64 vectors of columns), every P-th item;
@@ -35,12 +36,15 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void popular_classes
     if (a.backward.column_begin == nullptr) return;
     Order& order = prim::shared_memory<Order>();
     const Rows<T> rows = gather::embeddings<T>(a.problem);
-    const u32 end = a.d_classifier.mode == SINK_SKIP ? 0 : a.problem.hidden;
-    const u32 spans = end == 0 ? 1 : (end + SPAN - 1) / SPAN;
-    const u32 popular = a.backward.columns->popular;
+    const u32 hidden = a.d_classifier.mode == SINK_SKIP ? 0 : a.problem.hidden;
+    const u32 spans = hidden == 0 ? 1 : (hidden + SPAN - 1) / SPAN;
+    const u32 popular = a.backward.column_block_sum[(a.problem.vocab + 4095) / 4096];
     u32 slot = blockIdx.x / spans, span = blockIdx.x % spans;
     for (; slot < popular; slot += blocks / spans + (span + blocks % spans >= spans), span = (span + blocks % spans) % spans) {
         const u32 class_index = a.backward.popular_classes[slot], first = span * SPAN;
+        const bool bias_alone = column_sum::in_tiles(a, class_index);
+        if (bias_alone && (first > 0 || a.d_bias.mode == SINK_SKIP)) continue;
+        const u32 end = bias_alone ? 0 : hidden;
         const float weight = logit_map::class_weight(a.problem, class_index);
         float sum[VECTOR<T>];
         const List list = column_sum::list_of(a, class_index);
@@ -66,14 +70,14 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void warp_classes(co
     const u32 first = block * CLASSES + threadIdx.x / 32 * WARP_CLASSES;
     for (u32 class_index = first; class_index < first + WARP_CLASSES && class_index < a.problem.vocab; ++class_index) {
         const List list = column_sum::list_of(a, class_index);
-        if (list.count > column_sum::WARP_LIST || column_sum::is_frequent(a, class_index)) continue;
+        if (list.count > column_sum::WARP_LIST) continue;
         const float weight = logit_map::class_weight(a.problem, class_index);
         const LceEntry entry = column_sum::sorted(list);
         if (a.d_bias.mode != SINK_SKIP) {
             const f64 bias = column_sum::warp_sum(f64(entry.value));
             if (lane == 0) sink::put_one(a.d_bias, class_index, column_sum::finish_bias(a, bias, weight));
         }
-        if (a.d_classifier.mode == SINK_SKIP) continue;
+        if (a.d_classifier.mode == SINK_SKIP || column_sum::in_tiles(a, class_index)) continue;
         const u64 offset = u64(class_index) * hidden;
         if (list.count == 0 && a.backward.spread_sum == nullptr) {
             put_zeros(a.d_classifier, offset, hidden);

@@ -3,8 +3,8 @@
 //     grid (N, ceil(D / 1024)): a block owns a token and a share of the columns; a thread 8 columns, in 16-byte vectors
 //
 // What bounds it: gathered rows of C, N k D elements, from L2 or HBM. A thread has 8 vectors in flight: 7 blocks of an SM keep
-// 112 KiB on their way. The longest row is the tail: about 1 / eps entries, 8 at a time. Rows of the exact path are left to it, and all sparse ones to lce_frequent
-// where there are frequent classes.
+// 112 KiB on their way. The longest row is the tail: about 1 / eps entries, 8 at a time. Rows of the exact path are left to it, and sparse rows of
+// blocks that multiply tiles to lce_d_embeddings_tiles.
 #include "abi.h"
 #include "gather.cuh"
 #include "gradient.cuh"
@@ -118,7 +118,7 @@ template <class T> __device__ __forceinline__ void d_embeddings(const LceArgs& a
     if (a.saved.row_class[row] == NONE) return fill(a, token, begin, end, prim::bits_f32(0x7FC00000u));
     u32 count = a.saved.entry_count[row];
     if (count == NONE) return;
-    if (a.backward.frequent_rank != nullptr && a.backward.columns->frequent > 0) return;    // frequent.cu does all sparse rows
+    if (a.backward.tile_use != TILES_OFF && a.backward.tile_sources[row / BLOCK_N] > 0) return;     // tile_products.cu has it
 
     const LceCoefficients c = a.backward.coefficients[row];
     if (gradient::is_zero(c)) count = 0;

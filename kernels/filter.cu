@@ -217,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(EXACT_THREADS) lce_exact_rows(const
             }
         }
         u32 total;
-        const u32 before = exact_rows + block::exclusive_scan<EXACT_THREADS>(smem.scan, u32(exact), total);
+        const u32 before = exact_rows + block::exclusive_scan<EXACT_THREADS>(smem.scan, exact, total);
         if (exact) a.saved.exact_row[before] = row;
         exact_rows += total;
     }

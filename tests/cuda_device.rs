@@ -5,7 +5,7 @@
 mod common;
 
 use common::{room, suite};
-use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
+use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tiles, Tuning};
 
 conformance!(cuda, cut_cross_entropy::CudaStaged::new(0).map_err(|error| error.to_string()));
 
@@ -21,13 +21,13 @@ fn matches_the_oracle_with_hardly_any_room() {
     }
 }
 
-/// Classes that one row, or three, make frequent; and none, so that all is gathered.
+/// All that there is to share is a product of tiles; and nothing is, so that all is gathered.
 #[test]
-fn matches_the_oracle_whatever_makes_a_class_frequent() {
+fn matches_the_oracle_whatever_is_a_product_of_tiles() {
     match cut_cross_entropy::CudaStaged::new(0) {
         Ok(backend) => {
-            for least in [1, 3, u32::MAX] {
-                let tuning = Tuning { frequent: Some(least), ..Tuning::default() };
+            for tiles in [Tiles::Everywhere, Tiles::Off] {
+                let tuning = Tuning { tiles, ..Tuning::default() };
                 let kernels = KernelChoice { family: KernelFamily::Auto, tuning };
                 suite::check_cases(&backend.clone().with_kernels(kernels), &room::cases_in_16_bits());
             }

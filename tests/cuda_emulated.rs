@@ -1,20 +1,20 @@
 //! The portable kernels, by the unchanged host code, on the emulated GPU, against the oracle: the whole suite, without the checker,
-//! which takes three times as long. `cuda_checked.rs` runs part of it with the checker on. All gradients are gathered here; frequent
-//! classes are those of `cuda_frequent.rs`.
+//! which takes three times as long. `cuda_checked.rs` runs part of it with the checker on. All gradients are gathered here; products
+//! of tiles are those of `cuda_tiles.rs`.
 #![cfg(feature = "cuda")]
 
 #[macro_use]
 mod common;
 
 use cut_cross_entropy::CudaStaged;
-use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
+use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tiles, Tuning};
 use cut_cross_entropy_emulator::{self as emulator, Config};
 
 fn emulated() -> Result<CudaStaged, String> {
     emulator::install().expect("the emulator is built with this test");
     emulator::configure(&Config { check: false, workers: 2, ..Config::default() });
     let backend = CudaStaged::new(0).map_err(|error| error.to_string())?;
-    let tuning = Tuning { frequent: Some(u32::MAX), ..Tuning::default() };
+    let tuning = Tuning { tiles: Tiles::Off, ..Tuning::default() };
     Ok(backend.with_kernels(KernelChoice { family: KernelFamily::Portable, tuning }))
 }
 

@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::expected::Expected;
-use common::{Spec, Tensors};
+use common::{Expected, Spec, Tensors};
 use cut_cross_entropy::filter;
-use cut_cross_entropy::plan::{Entries, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
+use cut_cross_entropy::plan::{Entries, KernelChoice, KernelFamily, LaunchPlan, TileEntries, Tiles, Tuning, Workload};
 use cut_cross_entropy::{
     Backend, CceOptions, CudaStaged, DType, GradientFilter, Problem, Telemetry, Upstream, cce_backward, cce_forward,
 };
 use cut_cross_entropy_emulator::{self as emulator, Config, Counters};
+use std::collections::BTreeMap;
 
 struct Case {
     name: &'static str,
@@ -37,14 +37,14 @@ fn cases() -> Vec<Case> {
         let tuning = Tuning { cluster: Some(cluster), ..Tuning::default() };
         Case { kernels: KernelChoice { family: KernelFamily::Hopper, tuning }, ..case }
     };
-    let frequent = |entries, case: Case| {
-        let tuning = Tuning { frequent: Some(entries), ..case.kernels.tuning };
+    let tiles = |tiles, case: Case| {
+        let tuning = Tuning { tiles, ..case.kernels.tuning };
         Case { kernels: KernelChoice { tuning, ..case.kernels }, ..case }
     };
     vec![
-        frequent(u32::MAX, case("sparse, 16 bits", (150, 640, 700), DType::BF16, sparse)),
-        frequent(1, biased(case("frequent classes alone, ragged tiles", (150, 328, 700), DType::BF16, sparse))),
-        frequent(7, biased(case("frequent classes and others", (290, 136, 400), DType::F16, sparse))),
+        tiles(Tiles::Off, case("sparse, 16 bits", (150, 640, 700), DType::BF16, sparse)),
+        tiles(Tiles::Everywhere, biased(case("tiles, ragged in every way", (150, 328, 700), DType::BF16, sparse))),
+        case("tiles and gathers", (290, 136, 700), DType::F16, sparse),
         case("sparse, 32 bits, a last step of half the columns", (40, 1032, 300), DType::F32, sparse),
         case("exact, 16 bits, ragged tiles", (150, 200, 389), DType::F16, GradientFilter::Exact),
         biased(case("exact, 32 bits, one step of columns", (40, 12, 300), DType::F32, GradientFilter::Exact)),
@@ -54,8 +54,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The plan, what the backward counted, and how many entries each class has.
-fn run(case: &Case) -> (LaunchPlan, Telemetry, Vec<u64>) {
+/// The plan, what the backward counted, and what is in tiles.
+fn run(case: &Case) -> (LaunchPlan, Telemetry, [TileEntries; 2]) {
     let options = CceOptions { filter: case.filter, ..CceOptions::default() };
     let tensors: Tensors = case.spec.generate();
     let inputs = tensors.inputs();
@@ -67,23 +67,47 @@ fn run(case: &Case) -> (LaunchPlan, Telemetry, Vec<u64>) {
     let forward = cce_forward(&staged, &inputs, &options).expect("legal");
     let gradients = cce_backward(&staged, &inputs, &forward, &Upstream::default()).expect("its own");
     assert_eq!(staged.name(), "cuda");
-    (plan, gradients.telemetry, entries_of_classes(&problem))
+    let tiles = tiles(&problem, plan.tiles, gradients.telemetry.kept_entries);
+    (plan, gradients.telemetry, tiles)
 }
 
-/// By the definition of the filter, in `f64`.
-fn entries_of_classes(problem: &Problem<'_>) -> Vec<u64> {
+/// What blocks of rows and of classes have in tiles, by the definitions of the filter and of `kernels/tile_lists.cu`.
+fn tiles(problem: &Problem<'_>, tiles: Tiles, kept: u64) -> [TileEntries; 2] {
+    let GradientFilter::Unbiased { eps, seed } = problem.options().filter else { return Default::default() };
     let expected = Expected::new(problem);
-    let mut entries = vec![0; expected.vocab()];
-    let GradientFilter::Unbiased { eps, seed } = problem.options().filter else { return entries };
-    for (i, target) in expected.reference.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?))) {
+    let targets = expected.reference.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?)));
+    let mut entries = Vec::new(); // (row, class)
+    for (row, (i, target)) in targets.enumerate() {
         let start = filter::row_start(seed, i);
-        for (class, entries) in entries.iter_mut().enumerate() {
+        entries.extend((0..expected.vocab()).filter_map(|class| {
             let least = f64::from(eps) * f64::from(filter::entry_uniform(start, class as u32));
             let p = expected.forward.probabilities[i * expected.vocab() + class];
-            *entries += u64::from(class == target || p >= least);
-        }
+            (class == target || p >= least).then_some((row, class))
+        }));
     }
-    entries
+    assert_eq!(entries.len() as u64, kept);
+    let least = if tiles == Tiles::Everywhere { 1 } else { 32 };
+    let side = |owner: fn(&(usize, usize)) -> usize, source: fn(&(usize, usize)) -> usize, is_rows: bool| {
+        let mut blocks = BTreeMap::<usize, BTreeMap<usize, u64>>::new(); // block, source: entries
+        for entry in &entries {
+            *blocks.entry(owner(entry) / 128).or_default().entry(source(entry)).or_default() += 1;
+        }
+        let mut all = TileEntries::default();
+        for block in blocks.values().filter(|_| tiles != Tiles::Off) {
+            let of_block: u64 = block.values().sum();
+            let shared: Vec<u64> = block.values().copied().filter(|&n| n >= 2 || !is_rows).collect();
+            let sources = shared.len() as u64;
+            if sources < least || (!is_rows && 3 * sources > 2 * of_block) {
+                continue;
+            }
+            all.tiles += sources.div_ceil(128);
+            all.sources += sources;
+            all.entries += shared.iter().sum::<u64>();
+            all.of_blocks += of_block;
+        }
+        all
+    };
+    [side(|e| e.0, |e| e.1, true), side(|e| e.1, |e| e.0, false)]
 }
 
 /// What a kernel may read that is not claimed: of its rows and classes, not of their elements.
@@ -95,19 +119,24 @@ fn beyond(case: &Case, entry_point: &str, claimed: u64, entries: &Entries) -> u6
         e if e.starts_with("lce_forward") => a_row_of_a_tile(32),
         // Each of 1024 threads of a row block: two numbers; and of each row seven.
         e if e.starts_with("lce_filter") => 1024 * 8 * case.spec.tokens.div_ceil(128) as u64 + 28 * entries.rows,
-        // Each of 128 threads: the token's row; its statistics and coefficients, 48 bytes, and five numbers.
-        e if e.starts_with("lce_d_embeddings") => 128 * parts * (4 * case.spec.tokens as u64 + 68 * entries.rows),
-        // Each of 256 threads: begin and end of a class's list, for each span of columns, and whether it is frequent.
-        e if e.starts_with("lce_d_classifier") => 256 * 20 * case.spec.vocab as u64,
-        // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D. Each of 256 threads, a tile: where
-        // lists begin. Each of 32 threads, of each row and tile of columns: its statistics, coefficients and seven numbers.
-        e if e.starts_with("lce_frequent") => {
-            let tiles = |count: u64| count.div_ceil(128);
-            let (rows, classes, columns) =
-                (tiles(entries.rows), tiles(entries.frequent_classes), tiles(case.spec.hidden as u64));
-            let numbers = 2 * rows * classes * columns * (128 * 128 / 8 * 12 + 256 * 16);
-            numbers + 32 * columns * 128 * entries.rows + 256 * 64 * (rows + classes) * columns
+        // Each of 128 threads: the token's row; its statistics and coefficients, 48 bytes, and six numbers.
+        e if e.starts_with("lce_d_embeddings_bf16") || e.starts_with("lce_d_embeddings_f") => {
+            128 * parts * (4 * case.spec.tokens as u64 + 72 * entries.rows)
         }
+        // Each of 256 threads, of each tile: where lists begin. Numbers of the rows that the products gather, 8 bytes a chunk of 16 and of
+        // a step ahead, also of chunks beyond D. Each of 32 threads, of each row and 128 columns: a bit an entry, and 27 numbers.
+        e if e.contains("_tiles") => {
+            let columns = case.spec.hidden.div_ceil(128) as u64;
+            let tiles = if e.contains("embeddings") { entries.row_tiles } else { entries.class_tiles };
+            let blocks = (case.spec.tokens.div_ceil(128) + case.spec.vocab.div_ceil(128)) as u64;
+            columns
+                * (tiles.tiles * (256 * 8 + 5 * 32 * 16 * 4)
+                    + 4 * tiles.of_blocks
+                    + 32 * 128 * entries.rows
+                    + blocks * 256 * 40)
+        }
+        // Each of 256 threads: begin and end of a class's list, for each span of columns, and whether it is in tiles.
+        e if e.starts_with("lce_d_classifier") => 256 * 20 * case.spec.vocab as u64,
         // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D, and what a tile of logits needs.
         e if e.starts_with("lce_exact") => claimed * 2 / 5 + a_row_of_a_tile(96),
         _ => unreachable!("{entry_point}"),
@@ -119,19 +148,16 @@ fn what_the_plan_claims_is_what_is_read_and_multiplied() {
     emulator::install().expect("the emulator is built with this test");
     emulator::configure(&Config { device: "h100".into(), workers: 2, ..Config::default() });
     for case in cases() {
-        let (plan, telemetry, of_classes) = run(&case);
+        let (plan, telemetry, [row_tiles, class_tiles]) = run(&case);
         let targets = telemetry.rows - telemetry.exact_rows;
-        let is_frequent = |entries: &u64| plan.least_frequent.is_some_and(|least| *entries >= least.into());
-        let frequent: Vec<u64> = of_classes.iter().copied().filter(is_frequent).collect();
         let entries = Entries {
             rows: telemetry.rows,
             candidates: telemetry.candidates - targets,
             kept: telemetry.kept_entries,
             exact_rows: telemetry.exact_rows,
-            frequent_classes: frequent.len() as u64,
-            frequent: frequent.iter().sum(),
+            row_tiles,
+            class_tiles,
         };
-        assert!(telemetry.exact_rows > 0 || of_classes.iter().sum::<u64>() == telemetry.kept_entries, "{}", case.name);
         let claims = plan.traffic(&entries);
         assert!(claims.len() >= 2, "{}", case.name);
         for (entry_point, claim) in claims {

@@ -287,7 +287,7 @@ fn rows_that_overflow_and_rows_that_do_not_share_a_batch() {
         assert_eq!((0..150).filter(|&i| flat(i)).count() as u64, exact_rows);
         let upstream = OwnedUpstream::loss(1.0).widen(150);
         let gradients =
-            expected.gradients_by_row(&upstream, options.filter, None, |i| (!flat(i)).then_some(eps.into()));
+            expected.gradients_by_row(&upstream, options.filter, false, |i| (!flat(i)).then_some(eps.into()));
         gradients.check_telemetry(&got.telemetry).expect("telemetry");
         gradients.check(6, Some(&got.d_embeddings), Some(&got.d_classifier), None).expect("gradients");
     }

@@ -2,7 +2,7 @@
 
 use cut_cross_entropy::plan::{
     BLOCK_N, BLOCK_V, DeviceInfo, Entries, Group, KERNELS, KernelChoice, KernelFamily, Launch, LaunchPlan,
-    MAX_PARTIALS, MAX_VOCAB, Step, Tuning, Workload,
+    MAX_PARTIALS, MAX_VOCAB, Step, Tiles, Tuning, Workload,
 };
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
@@ -230,13 +230,13 @@ fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {
 fn names_of_kernels_are_read_as_they_are_printed() {
     let tuning = |cluster, lead, chunk_mib| KernelChoice {
         family: KernelFamily::Hopper,
-        tuning: Tuning { cluster, lead, chunk_mib, frequent: None },
+        tuning: Tuning { cluster, lead, chunk_mib, ..Tuning::default() },
     };
     let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
     let mut all = vec![some, others];
     for family in [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper] {
-        for frequent in [None, Some(1), Some(u32::MAX)] {
-            all.push(KernelChoice { family, tuning: Tuning { frequent, ..Tuning::default() } });
+        for tiles in [Tiles::Off, Tiles::WhereFaster, Tiles::Everywhere] {
+            all.push(KernelChoice { family, tuning: Tuning { tiles, ..Tuning::default() } });
         }
     }
     for kernels in all {
@@ -253,8 +253,8 @@ fn names_of_kernels_are_read_as_they_are_printed() {
         "hopper:chunk=x",
         "portable:lead=1",
         "auto:cluster=on",
-        "auto:frequent=0",
-        "auto:frequent=many",
+        "auto:tiles",
+        "auto:tiles=some",
     ] {
         assert!(wrong.parse::<KernelChoice>().is_err(), "{wrong}");
     }
@@ -331,11 +331,13 @@ fn regions_are_aligned_do_not_overlap_and_add_up() {
         let mut sums = Vec::new();
         for group in [Group::Saved, Group::Forward, Group::Backward] {
             let mut end = 0;
-            for region in plan.workspace.regions.iter().filter(|r| r.group == group) {
+            for region in plan.workspace.regions.iter().filter(|r| r.group == group && !OF_TILES.contains(&r.name)) {
                 assert_eq!(region.offset % 256, 0);
                 assert!(region.offset >= end && region.offset < end + 256, "{} in {plan}", region.name);
                 end = region.offset + region.bytes;
             }
+            let tiles = plan.workspace.regions.iter().filter(|r| r.group == group && OF_TILES.contains(&r.name));
+            let end = tiles.map(|r| r.offset + r.bytes).fold(end, usize::max);
             assert_eq!(plan.workspace.group_bytes(group), end.next_multiple_of(256));
             sums.push(plan.workspace.group_bytes(group));
         }
@@ -361,10 +363,15 @@ fn sizes_are_their_formulas() {
             "32 N" => 32 * n,
             "4 V" => 4 * v,
             "4 (V + 1)" => 4 * (v + 1),
-            "8 ceil(V / 4096)" => 8 * v.div_ceil(4096),
-            "16" => 16,
-            "4 F" => 4 * plan.most_frequent as usize,
-            "4 row_blocks (F / 128 + 1)" => 4 * row_blocks * (plan.most_frequent as usize / 128 + 1),
+            "4 (ceil(V / 4096) + 1)" => 4 * (v.div_ceil(4096) + 1),
+            "8" => 8,
+            "4 blocks" => 4 * row_blocks.max(v.div_ceil(128)),
+            "4 E" => 4 * row_blocks * block_entries,
+            "4 (2 (E / 3) + 4)" => 4 * (2 * (row_blocks * block_entries / 3) + 4),
+            "4 (E / 128 + 2 blocks + 2)" => {
+                4 * (row_blocks * block_entries / 128 + 2 * row_blocks.max(v.div_ceil(128)) + 2)
+            }
+            "4 row_blocks ceil(block_entries / 32)" => 4 * row_blocks * block_entries.div_ceil(32),
             "4 D" => 4 * d,
             "4 * 64 D" => 256 * d,
             "12 row_blocks" => 12 * row_blocks,
@@ -404,8 +411,8 @@ fn the_workspace_has_no_product_of_tokens_and_vocabulary() {
         let plan = LaunchPlan::new(&workload(8192, vocab, 1024), &DeviceInfo::H200).expect("fits");
         plan.workspace.peak_bytes() as f64
     };
-    // Three lists of 4 bytes a class, and their rounding: far from 8192 bytes a class.
-    assert!((at(256_000) - at(128_000)) / 128_000.0 <= 12.1);
+    // Two lists of 4 bytes a class, and of 16 a 128 classes, and their rounding: far from 8192 bytes a class.
+    assert!((at(256_000) - at(128_000)) / 128_000.0 <= 8.3);
 }
 
 #[test]
@@ -416,15 +423,11 @@ fn what_is_not_asked_for_is_neither_allocated_nor_launched() {
     };
     let stems = |plan: &LaunchPlan| launches(plan).map(|l| l.kernel.stem).collect::<Vec<_>>();
     let frozen_classifier = plan(true, false, false);
-    assert!(stems(&frozen_classifier).iter().all(|s| !s.contains("classifier") && !s.contains("scatter")));
-    // Lists by class, and even counts of them, are for dC and for frequent classes.
-    let off = KernelChoice { tuning: Tuning { frequent: Some(u32::MAX), ..Tuning::default() }, ..auto() };
-    let gathered = LaunchPlan::new(&frozen_classifier.workload.with_kernels(off), &DeviceInfo::H200).expect("fits");
-    assert!(gathered.workspace.region("column_entries").is_none() && gathered.least_frequent.is_none());
-    assert!(stems(&gathered).iter().all(|s| !s.contains("column") && !s.contains("frequent")));
+    assert!(frozen_classifier.workspace.region("column_entries").is_none());
+    assert!(stems(&frozen_classifier).iter().all(|s| !s.contains("column") && !s.contains("class")));
     let frozen_embeddings = plan(false, true, false);
     assert!(frozen_embeddings.workspace.region("exact_d_embeddings").is_none());
-    assert!(!stems(&frozen_embeddings).contains(&"lce_d_embeddings"));
+    assert!(stems(&frozen_embeddings).iter().all(|s| !s.contains("d_embeddings") && *s != "lce_row_tiles"));
     let nothing = plan(false, false, false);
     assert!(nothing.backward.is_empty() && !nothing.capture);
     assert_eq!(nothing.workspace.group_bytes(Group::Backward), 0);
@@ -527,7 +530,7 @@ fn the_exact_path_is_hoppers_where_every_row_takes_it() {
 
 #[test]
 fn what_claims_traffic_is_launched() {
-    let entries = Entries { rows: 100, candidates: 900, kept: 700, exact_rows: 50, frequent_classes: 0, frequent: 0 };
+    let entries = Entries { rows: 100, candidates: 900, kept: 700, exact_rows: 50, ..Entries::default() };
     let exact = CceOptions { filter: GradientFilter::Exact, ..CceOptions::default() };
     let dense = Workload { options: exact, ..workload(8192, 256_000, 2304) };
     let dense = LaunchPlan::new(&dense, &DeviceInfo::H200).expect("fits");
@@ -549,29 +552,43 @@ fn kernels_have_names_of_their_own() {
 }
 
 #[test]
-fn frequent_classes_are_for_16_bit_rows_of_whole_vectors() {
-    let least = |workload: &Workload| LaunchPlan::new(workload, &DeviceInfo::H200).expect("fits").least_frequent;
+fn tiles_are_for_16_bit_rows_of_whole_vectors() {
+    let tiles = |workload: &Workload| LaunchPlan::new(workload, &DeviceInfo::H200).expect("fits").tiles;
     let gemma = workload(8192, 256_000, 2304);
-    assert_eq!(least(&gemma), Some(85)); // one row in 96
-    assert_eq!(least(&workload(100, 32_000, 512)), Some(8));
-    assert_eq!(least(&gemma.with_kernels(KernelFamily::Portable)), Some(85));
-    let set = |frequent| KernelChoice { tuning: Tuning { frequent, ..Tuning::default() }, ..auto() };
-    assert_eq!(least(&gemma.with_kernels(set(Some(3)))), Some(3));
+    assert_eq!(tiles(&gemma), Tiles::WhereFaster);
+    assert_eq!(tiles(&gemma.with_kernels(KernelFamily::Portable)), Tiles::WhereFaster);
+    let set = |tiles| KernelChoice { tuning: Tuning { tiles, ..Tuning::default() }, ..auto() };
+    assert_eq!(tiles(&gemma.with_kernels(set(Tiles::Everywhere))), Tiles::Everywhere);
     let dense = Workload { options: CceOptions { filter: GradientFilter::Exact, ..gemma.options }, ..gemma };
     for without in [
         Workload { dtype: DType::F32, ..gemma },
         Workload { aligned: false, ..gemma },
         workload(8192, 256_000, 2300),
-        gemma.with_kernels(set(Some(u32::MAX))),
+        gemma.with_kernels(set(Tiles::Off)),
         dense,
     ] {
-        assert_eq!(least(&without), None, "{without:?}");
+        assert_eq!(tiles(&without), Tiles::Off, "{without:?}");
     }
-    // There is room for as many as there can be entries for.
-    for workload in workloads() {
-        let Ok(plan) = LaunchPlan::new(&workload, &DeviceInfo::H200) else { continue };
-        let Some(least) = plan.least_frequent else { continue };
-        let most = (plan.row_blocks as usize * plan.block_entries as usize / least as usize).min(workload.shape.vocab);
-        assert!(plan.most_frequent as usize >= most && plan.most_frequent.is_multiple_of(128), "{plan}");
+}
+
+const OF_TILES: [&str; 7] =
+    ["tile_work", "tile_sources", "active_blocks", "sources", "tile_begin", "tile_entries", "in_tile"];
+
+/// What tiles need lies where the exact path's gradients do, which is in use when tiles are done with; nothing else shares its memory.
+#[test]
+fn only_tiles_and_the_exact_path_share_memory() {
+    let mut shared = 0;
+    for plan in plans() {
+        let regions = &plan.workspace.regions;
+        for (index, a) in regions.iter().enumerate() {
+            assert!(a.offset.is_multiple_of(256) && a.offset + a.bytes <= plan.workspace.group_bytes(a.group));
+            for b in regions[index + 1..].iter().filter(|b| b.group == a.group) {
+                let apart = a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset;
+                let may_overlap = OF_TILES.contains(&b.name) && a.name.starts_with("exact_") && a.name != "exact_scale";
+                assert!(apart || may_overlap, "{} and {} in {plan}", a.name, b.name);
+                shared += usize::from(!apart);
+            }
+        }
     }
+    assert!(shared > 0);
 }

@@ -1,5 +1,6 @@
 //! The host's side of `kernels/abi.h`, field by field. `tests` compares sizes and offsets with the header.
 
+use crate::plan::Tiles;
 use crate::{DType, GradientFilter, Reduction};
 use bytemuck::{Pod, Zeroable};
 
@@ -125,10 +126,8 @@ mirror! {
         r#type: u32,
         mode: u32,
     }
-    LceColumns {
-        popular: u32,
-        frequent: u32,
-        next_entry: u32,
+    LceTileWork {
+        active: u32,
         next_item: u32,
     }
     LceBackwardScratch {
@@ -136,11 +135,7 @@ mirror! {
         column_begin: Address,
         popular_classes: Address,
         column_block_sum: Address,
-        columns: Address,
         column_entries: Address,
-        frequent_rank: Address,
-        frequent_class: Address,
-        tile_begin: Address,
         class_sum_parts: Address,
         class_sum: Address,
         spread_sum_parts: Address,
@@ -152,9 +147,14 @@ mirror! {
         exact_d_embeddings: Address,
         exact_gradients_elements: u64,
         exact_panel_rows: u32,
-        least_frequent: u32,
-        most_frequent: u32,
-        padding: u32,
+        tile_use: u32,
+        tile_work: Address,
+        tile_sources: Address,
+        active_blocks: Address,
+        sources: Address,
+        tile_begin: Address,
+        tile_entries: Address,
+        in_tile: Address,
     }
     /// The argument of every kernel.
     LceArgs {
@@ -215,6 +215,15 @@ pub(crate) fn filter(filter: GradientFilter) -> (u32, f32, u64) {
         GradientFilter::Exact => (0, 0.0, 0),
         GradientFilter::Unbiased { eps, seed } => (1, eps, seed),
         GradientFilter::Threshold { eps } => (2, eps, 0),
+    }
+}
+
+/// `TileUse`.
+pub(crate) fn tile_use(tiles: Tiles) -> u32 {
+    match tiles {
+        Tiles::Off => 0,
+        Tiles::WhereFaster => 1,
+        Tiles::Everywhere => 2,
     }
 }
 
@@ -299,6 +308,9 @@ mod tests {
             ("FILTER_EXACT", filter(GradientFilter::Exact).0),
             ("FILTER_UNBIASED", filter(GradientFilter::default()).0),
             ("FILTER_THRESHOLD", filter(GradientFilter::Threshold { eps: 0.5 }).0),
+            ("TILES_OFF", tile_use(Tiles::Off)),
+            ("TILES_WHERE_FASTER", tile_use(Tiles::WhereFaster)),
+            ("TILES_EVERYWHERE", tile_use(Tiles::Everywhere)),
             ("SINK_SKIP", SINK_SKIP),
             ("SINK_OVERWRITE", SINK_OVERWRITE),
             ("SINK_ACCUMULATE", SINK_ACCUMULATE),

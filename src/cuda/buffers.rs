@@ -316,10 +316,10 @@ impl Forward<DeviceMemory> {
         saved.map_or_else(|| Ok(Vec::new()), super::Saved::row_eps)
     }
 
-    /// Entries that make a class frequent in a backward by the same kernels. For tests.
+    /// What is a product of tiles in a backward by the same kernels. For tests.
     #[doc(hidden)]
-    pub fn least_frequent(&self) -> Option<u32> {
-        self.saved.downcast_ref::<super::Saved>()?.plan.least_frequent
+    pub fn tiles(&self) -> Option<crate::plan::Tiles> {
+        Some(self.saved.downcast_ref::<super::Saved>()?.plan.tiles)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which kernels compute, by name: `auto`, `portable`, `hopper`, `hopper:cluster=off,lead=3`, `auto:frequent=off`.
+//! Which kernels compute, by name: `auto`, `portable`, `hopper`, `hopper:cluster=off,lead=3`, `auto:tiles=off`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub struct KernelChoice {
 }
 
 /// How kernels run where the planner is not to decide: for measurements. No choice changes what they compute beyond the order of
-/// sums and, for `frequent`, one rounding of logit gradients to the inputs' type.
+/// sums and, for `tiles`, one rounding of logit gradients to the inputs' type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Hopper: `cluster=on` or `off`, pairs of blocks that share each tile of the classifier. `None`: by the planner's model of time.
@@ -34,9 +34,20 @@ pub struct Tuning {
     pub lead: u32,
     /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time, at least a tile of classes.
     pub chunk_mib: u32,
-    /// `frequent=82`: entries from which on a class is summed by tensor cores, in 16-bit types; `frequent=off`, [`u32::MAX`]: no class is.
-    /// `None`: by the planner's model of time.
-    pub frequent: Option<u32>,
+    /// `tiles=auto`, `off` or `all`: what the sparse gradients multiply, in 16-bit types, in place of gathering it.
+    pub tiles: Tiles,
+}
+
+/// Which of the sparse gradients' blocks of 128 rows, and of 128 classes, are products of tensor cores in place of gathers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tiles {
+    /// None.
+    Off,
+    /// Those that have enough entries to share. The device decides, block by block.
+    #[default]
+    WhereFaster,
+    /// All that have any: for tests.
+    Everywhere,
 }
 
 impl Tuning {
@@ -46,7 +57,7 @@ impl Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { cluster: None, lead: 2, chunk_mib: 64, frequent: None }
+        Tuning { cluster: None, lead: 2, chunk_mib: 64, tiles: Tiles::WhereFaster }
     }
 }
 
@@ -67,7 +78,7 @@ impl FromStr for KernelChoice {
             "portable" => KernelFamily::Portable,
             "hopper" => KernelFamily::Hopper,
             _ => {
-                let settings = "frequent=ENTRIES|off and, for hopper, cluster=on|off, lead=0..3, chunk=MIB";
+                let settings = "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB";
                 return Err(format!("`{text}` is none of auto, portable, hopper, with or without :{settings}"));
             }
         };
@@ -80,17 +91,12 @@ impl FromStr for KernelChoice {
 }
 
 fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), String> {
-    let number = |value: &str, what| value.parse().map_err(|_| format!("`{setting}`: {what}"));
+    let number = |value: &str, what: &str| value.parse().map_err(|_| format!("`{setting}`: {what}"));
     let hopper = family == KernelFamily::Hopper;
     match setting.split_once('=') {
-        Some(("frequent", "off")) => tuning.frequent = Some(u32::MAX),
-        Some(("frequent", entries)) => {
-            tuning.frequent =
-                Some(number(entries, "a class is frequent from a number of entries on, 1 at least, or it is `off`")?);
-            if tuning.frequent == Some(0) {
-                return Err(format!("`{setting}`: no entries make no class frequent; `frequent=off` does that"));
-            }
-        }
+        Some(("tiles", "auto")) => tuning.tiles = Tiles::WhereFaster,
+        Some(("tiles", "off")) => tuning.tiles = Tiles::Off,
+        Some(("tiles", "all")) => tuning.tiles = Tiles::Everywhere,
         Some(("cluster", "on")) if hopper => tuning.cluster = Some(true),
         Some(("cluster", "off")) if hopper => tuning.cluster = Some(false),
         Some(("lead", steps)) if hopper => {
@@ -102,9 +108,9 @@ fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), S
         }
         Some(("chunk", mib)) if hopper => tuning.chunk_mib = number(mib, "a chunk is a number of MiB")?,
         _ if hopper => {
-            return Err(format!("`{setting}` is none of cluster=on|off, lead=0..3, chunk=MIB, frequent=ENTRIES|off"));
+            return Err(format!("`{setting}` is none of cluster=on|off, lead=0..3, chunk=MIB, tiles=auto|off|all"));
         }
-        _ => return Err(format!("`{setting}` is not frequent=ENTRIES|off; other settings are for hopper")),
+        _ => return Err(format!("`{setting}` is not tiles=auto|off|all; other settings are for hopper")),
     }
     Ok(())
 }
@@ -122,13 +128,13 @@ impl fmt::Display for KernelFamily {
 impl fmt::Display for KernelChoice {
     /// What is not as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Tuning { cluster, lead, chunk_mib, frequent }, default) = (self.tuning, Tuning::default());
+        let (Tuning { cluster, lead, chunk_mib, tiles }, default) = (self.tuning, Tuning::default());
         write!(f, "{}", self.family)?;
         let settings = [
             cluster.map(|on| format!("cluster={}", if on { "on" } else { "off" })),
             (lead != default.lead).then(|| format!("lead={lead}")),
             (chunk_mib != default.chunk_mib).then(|| format!("chunk={chunk_mib}")),
-            frequent.map(|n| if n == u32::MAX { "frequent=off".into() } else { format!("frequent={n}") }),
+            (tiles != default.tiles).then(|| if tiles == Tiles::Off { "tiles=off".into() } else { "tiles=all".into() }),
         ];
         for (index, setting) in settings.into_iter().flatten().enumerate() {
             write!(f, "{}{setting}", if index == 0 { ':' } else { ',' })?;

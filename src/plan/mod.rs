@@ -10,12 +10,12 @@ mod traffic;
 mod workspace;
 
 pub use device::DeviceInfo;
-pub use family::{KernelChoice, KernelFamily, Tuning};
+pub use family::{KernelChoice, KernelFamily, Tiles, Tuning};
 pub use kernels::{KERNELS, Kernel, Variants};
 pub use rounds::Round;
 use rounds::Workers;
 pub use schedule::{Item, Schedule};
-pub use traffic::{Entries, Traffic};
+pub use traffic::{Entries, TileEntries, Traffic};
 pub use workspace::{Group, Region, Workspace};
 
 use crate::memory::Buffer;
@@ -47,12 +47,6 @@ const DENSE_CHUNK_BYTES: usize = 32 * MIB;
 const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel of the exact path where it serves the rows that overflow.
 const OVERFLOW_PANEL: usize = 1024;
-
-/// Share of the rows, one in this many, that makes a class frequent: to gather a row of E and one of C for each entry takes as long
-/// as two dense products with all rows. Bytes of L2 against operations of `mma.sync`, predicted, see DESIGN.md, section 4. And least
-/// entries of a frequent class, where there are few rows.
-const FREQUENT_SHARE: usize = 96;
-const LEAST_FREQUENT: usize = 8;
 
 /// Splits of a round that is done again, as a multiple of the round's own: it may be for a few row blocks only.
 const REDO_SPLITS: u32 = 8;
@@ -182,10 +176,8 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
-    /// Entries from which on a class is frequent in a backward: its sums are products by tensor cores. `None`: all are gathered.
-    pub least_frequent: Option<u32>,
-    /// Multiple of 128 that no number of frequent classes exceeds.
-    pub most_frequent: u32,
+    /// Which blocks of rows and of classes are products of tensor cores in a backward that gathers.
+    pub tiles: Tiles,
     /// The forward is Hopper's, and so is the exact path where every row takes it.
     pub hopper: bool,
     /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
@@ -251,12 +243,7 @@ impl LaunchPlan {
         };
         let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
-        let least_frequent = if dense { None } else { least_frequent(workload) };
-        let most_frequent = least_frequent.filter(|_| capture).map(|least| {
-            // As many as there are entries for.
-            let most = (row_blocks * block_entries / least as usize).min(vocab);
-            most.next_multiple_of(BLOCK_V)
-        });
+        let tiles = if dense { Tiles::Off } else { tiles(workload) };
         let workspace = Workspace::new(&Sizes {
             shape: workload.shape,
             element,
@@ -272,7 +259,7 @@ impl LaunchPlan {
             spread: smoothing && !dense,
             d_embeddings: gradients[0],
             columns,
-            most_frequent,
+            tiles: capture && tiles != Tiles::Off,
         })?;
         let too_large = |what| move |_| limit(what, row_blocks.saturating_mul(block_entries), u32::MAX as usize);
         // Lists by class index all entries of all blocks in 32 bits.
@@ -286,8 +273,7 @@ impl LaunchPlan {
             block_entries: block_entries as u32,
             exact_panel_rows: panel as u32,
             exact_gradients_elements: gradients_elements,
-            least_frequent,
-            most_frequent: most_frequent.unwrap_or(0) as u32,
+            tiles,
             hopper,
             sweep_blocks,
             cluster,
@@ -298,7 +284,7 @@ impl LaunchPlan {
         };
         plan.plan_forward(smoothing);
         if gradients.contains(&true) {
-            plan.plan_backward(gradients[0], columns, smoothing && !dense, hidden);
+            plan.plan_backward([gradients[0], gradients[1]], columns, smoothing && !dense, hidden);
         }
         Ok(plan)
     }
@@ -373,7 +359,7 @@ impl LaunchPlan {
         self.forward = steps.steps;
     }
 
-    fn plan_backward(&mut self, d_embeddings: bool, columns: bool, spread: bool, hidden: usize) {
+    fn plan_backward(&mut self, [d_embeddings, d_classifier]: [bool; 2], columns: bool, spread: bool, hidden: usize) {
         let Shape { tokens, vocab, .. } = self.workload.shape;
         let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
         let classes = |per_block: usize| [vocab.div_ceil(per_block) as u32, 1];
@@ -391,27 +377,31 @@ impl LaunchPlan {
             }
             steps.launch(kernels::SUM_PARTS, [hidden.div_ceil(256).max(1) as u32, 1]);
         }
-        let frequent = self.capture && self.least_frequent.is_some();
-        if self.capture && (columns || frequent) {
-            steps.fill("column_begin", 0);
-            steps.launch(kernels::COLUMN_COUNT, rows(8));
-            steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
-            steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
-            steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
-            if columns {
-                steps.launch(kernels::COLUMN_SCATTER, rows(8));
-            }
-        }
-        if frequent && self.row_blocks > 0 {
-            steps.launch(kernels::FREQUENT_TILES, [self.row_blocks, 1]);
-            let resident = self.device.resident_blocks(kernels::FREQUENT.shared as usize, 2);
-            steps.launch(kernels::FREQUENT, [resident, 1]);
-        }
+        let tiles = self.capture && self.tiles != Tiles::Off;
+        let resident = self.device.resident_blocks(kernels::D_EMBEDDINGS_TILES.shared as usize, 2);
         if d_embeddings {
-            // Ignored tokens, poisoned ones, and all where no class is frequent.
+            if tiles {
+                steps.fill("tile_work", 0);
+                steps.launch(kernels::ROW_TILES, [self.row_blocks, 1]);
+                steps.launch(kernels::D_EMBEDDINGS_TILES, [resident, 1]);
+            }
+            // What no tiles have: ignored and poisoned tokens, and rows of blocks that gather.
             steps.launch(kernels::D_EMBEDDINGS, [tokens as u32, hidden.div_ceil(1024) as u32]);
         }
         if columns {
+            if self.capture {
+                steps.fill("column_begin", 0);
+                steps.launch(kernels::COLUMN_COUNT, rows(8));
+                steps.launch(kernels::COLUMN_SCAN_A, classes(4096));
+                steps.launch(kernels::COLUMN_SCAN_B, [1, 1]);
+                steps.launch(kernels::COLUMN_SCAN_C, classes(4096));
+                steps.launch(kernels::COLUMN_SCATTER, rows(8));
+            }
+            if tiles && d_classifier {
+                steps.fill("tile_work", 0);
+                steps.launch(kernels::CLASS_TILES, classes(BLOCK_V));
+                steps.launch(kernels::D_CLASSIFIER_TILES, [resident, 1]);
+            }
             // Some blocks for the popular classes besides those that own 16 classes each.
             let [owners, _] = classes(16);
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
@@ -507,13 +497,11 @@ fn room(workload: &Workload) -> usize {
     workload.room.unwrap_or(fitting).clamp(1, vocab.max(1))
 }
 
-/// See [`LaunchPlan::least_frequent`]. Tensor cores take 16-bit inputs whose rows are whole vectors of 16 bytes.
-fn least_frequent(workload: &Workload) -> Option<u32> {
+/// See [`LaunchPlan::tiles`]. Tensor cores take 16-bit inputs whose rows are whole vectors of 16 bytes.
+fn tiles(workload: &Workload) -> Tiles {
     let Shape { tokens, hidden, vocab } = workload.shape;
     let fits = workload.dtype != DType::F32 && workload.aligned && hidden > 0 && hidden.is_multiple_of(8);
-    let planned = (tokens / FREQUENT_SHARE).clamp(LEAST_FREQUENT, u32::MAX as usize - 1) as u32;
-    let least = workload.kernels.tuning.frequent.unwrap_or(planned);
-    (fits && vocab > 0 && least != u32::MAX).then_some(least.max(1))
+    if fits && tokens > 0 && vocab > 0 { workload.kernels.tuning.tiles } else { Tiles::Off }
 }
 
 /// See [`LaunchPlan::block_entries`].
@@ -556,9 +544,8 @@ impl std::fmt::Display for LaunchPlan {
             (_, true) => writeln!(f, "  every row takes the exact path")?,
             _ => writeln!(f, "  no candidates; a backward runs the forward once more")?,
         }
-        if let Some(least) = self.least_frequent.filter(|_| self.capture) {
-            let most = self.most_frequent;
-            writeln!(f, "  classes that {least} rows keep, or more, are summed by tensor cores: F = {most} at most")?;
+        if self.capture && self.tiles != Tiles::Off {
+            writeln!(f, "  sparse gradients: products of tiles, and gathers of what they leave")?;
         }
         for (title, steps) in [("forward", &self.forward), ("backward", &self.backward)] {
             for step in steps {

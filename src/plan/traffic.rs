@@ -6,7 +6,7 @@ use crate::{DType, Shape};
 use std::borrow::Cow;
 
 /// What the softmax decides: how many entries there are. Telemetry has these numbers after a backward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Entries {
     /// Tokens that are not ignored.
     pub rows: u64,
@@ -16,10 +16,23 @@ pub struct Entries {
     pub kept: u64,
     /// Rows of the exact path.
     pub exact_rows: u64,
-    /// Classes that [`LaunchPlan::least_frequent`] rows keep, or more. None counts where there are exact rows.
-    pub frequent_classes: u64,
-    /// Of the kept entries: those of these classes.
-    pub frequent: u64,
+    /// Of the blocks of 128 rows that multiply tiles.
+    pub row_tiles: TileEntries,
+    /// Of the blocks of 128 classes that multiply tiles.
+    pub class_tiles: TileEntries,
+}
+
+/// What the blocks have together that multiply tiles, of rows or of classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TileEntries {
+    /// Tiles of 128 owners and up to 128 sources.
+    pub tiles: u64,
+    /// Sources: classes of a block of rows, tokens of a block of classes.
+    pub sources: u64,
+    /// Entries in tiles.
+    pub entries: u64,
+    /// All entries of these blocks.
+    pub of_blocks: u64,
 }
 
 /// What the launches of a kernel do in one pass.
@@ -56,10 +69,12 @@ impl LaunchPlan {
         let Shape { tokens, hidden, .. } = self.workload.shape;
         let exact_rows = entries.exact_rows.min(tokens as u64);
         let row_bytes = (hidden * self.workload.dtype.size_in_bytes()) as u64;
+        let (row_tiles, class_tiles) = (&entries.row_tiles, &entries.class_tiles);
+        let gathered_by_row = entries.kept - row_tiles.of_blocks;
+        let gathered_by_class = entries.kept - class_tiles.of_blocks;
+        // dbias is summed from lists in any case.
+        let lists = if bias { entries.kept } else { gathered_by_class };
         let parts = hidden.div_ceil(1024) as u64;
-        // Tensor cores take the frequent classes and, with them, all of dE.
-        let frequent = self.least_frequent.is_some() && exact_rows == 0 && entries.frequent_classes > 0;
-        let gathered_by_class = if frequent { entries.kept - entries.frequent } else { entries.kept };
         let none = Traffic::default();
         let claims = [
             (kernels::FORWARD, !self.hopper, self.forward_traffic(entries.rows)),
@@ -68,47 +83,36 @@ impl LaunchPlan {
             (kernels::FILTER, self.capture, Traffic { read: 2 * 8 * entries.candidates, ..none }),
             (
                 kernels::D_EMBEDDINGS,
-                self.capture && gradients.embeddings && hidden > 0 && !frequent,
-                Traffic { read: entries.kept * (row_bytes + 8 * parts), ..none },
+                self.capture && gradients.embeddings && hidden > 0,
+                Traffic { read: gathered_by_row * (row_bytes + 8 * parts), ..none },
             ),
+            (kernels::D_EMBEDDINGS_TILES, row_tiles.tiles > 0, self.tile_traffic(row_tiles, true)),
             (
                 kernels::D_CLASSIFIER,
                 self.capture && columns,
-                Traffic { read: gathered_by_class * (row_bytes + 8), ..none },
+                Traffic { read: gathered_by_class * row_bytes + 8 * lists, ..none },
             ),
-            (kernels::FREQUENT, frequent, self.frequent_traffic(entries)),
+            (kernels::D_CLASSIFIER_TILES, class_tiles.tiles > 0, self.tile_traffic(class_tiles, false)),
             (kernels::EXACT, any && exact_rows > 0 && !(self.hopper && self.dense), self.exact_traffic(exact_rows)),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
     }
 
-    /// Products over all rows and all frequent classes, each class's row of C once a row block and each row of E once a tile of
-    /// classes; and gathers of what is left of dE. A tile of the product reads its lists, of 8 bytes an entry, and those of its rows.
-    fn frequent_traffic(&self, entries: &Entries) -> Traffic {
-        let gradients = self.workload.options.gradients;
+    /// Each source's row once, and for each 128 columns of D the lists of the tiles, 4 bytes an entry. Rows besides: their own lists, 8
+    /// bytes an entry, and the rows of the entries that are in no tile.
+    fn tile_traffic(&self, of: &TileEntries, gathers: bool) -> Traffic {
         let hidden = self.workload.shape.hidden as u64;
         let row_bytes = hidden * self.workload.dtype.size_in_bytes() as u64;
-        let (row_tiles, class_tiles) = (entries.rows.div_ceil(TILE), entries.frequent_classes.div_ceil(TILE));
-        let column_tiles = hidden.div_ceil(TILE);
-        let products = row_tiles * class_tiles * column_tiles * 4 * self.mma_per_step();
-        let mut total = Traffic::default();
-        if gradients.embeddings {
-            total.copied += row_tiles * entries.frequent_classes * row_bytes;
-            // Of a row's list also the classes' ranks.
-            total.read += column_tiles * (8 * entries.frequent + 12 * entries.kept);
-            total.read += (entries.kept - entries.frequent) * row_bytes;
-            total.mma += products;
+        let (column_tiles, copied) = (hidden.div_ceil(TILE), of.sources * row_bytes);
+        let rest = if gathers { column_tiles * 8 * of.of_blocks + (of.of_blocks - of.entries) * row_bytes } else { 0 };
+        let steps_of_tile = TILE * self.workload.dtype.size_in_bytes() as u64 / STEP_BYTES;
+        Traffic {
+            read: copied + column_tiles * 4 * of.entries + rest,
+            copied,
+            mma: of.tiles * column_tiles * steps_of_tile * self.mma_per_step(),
+            ..Traffic::default()
         }
-        if gradients.classifier {
-            total.copied += class_tiles * entries.rows * row_bytes;
-            total.read += column_tiles * 8 * entries.frequent;
-            total.mma += products;
-        }
-        if gradients.bias && self.workload.bias {
-            total.read += 8 * entries.frequent;
-        }
-        Traffic { read: total.read + total.copied, ..total }
     }
 
     /// Every row block reads each tile of C, and for each its own rows of E: whole tiles, whose edges repeat other rows.

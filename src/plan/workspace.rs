@@ -25,7 +25,7 @@ pub struct Region {
     pub formula: &'static str,
     /// Its size at this shape.
     pub bytes: usize,
-    /// Where it starts in its group; a multiple of 256.
+    /// Where it starts in its group; a multiple of 256. Regions that are never in use at once may share their memory.
     pub offset: usize,
 }
 
@@ -58,8 +58,8 @@ pub(super) struct Sizes {
     pub d_embeddings: bool,
     /// dC or dbias.
     pub columns: bool,
-    /// Most frequent classes, where there may be any.
-    pub most_frequent: Option<usize>,
+    /// Sparse gradients may be products of tiles.
+    pub tiles: bool,
 }
 
 const ALIGNMENT: usize = 256;
@@ -69,12 +69,10 @@ impl Workspace {
         let Shape { tokens: n, hidden: d, vocab: v } = s.shape;
         let lists = s.capture || s.dense;
         let any = s.d_embeddings || s.columns;
-        // Which classes are frequent is known from the lists by class.
-        let sparse = s.capture && (s.columns || s.most_frequent.is_some());
-        let (frequent, most) = (s.most_frequent.is_some(), s.most_frequent.unwrap_or(0));
+        let sparse = s.capture && s.columns;
         let (smooth_rows, smooth_columns) = (s.spread && s.d_embeddings, s.spread && s.columns);
         use Group::{Backward, Forward, Saved};
-        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 34] = [
+        let rows: [(&'static str, Group, bool, &'static str, &[usize]); 29] = [
             ("header", Saved, true, "64", &[64]),
             ("token_row", Saved, true, "4 N", &[4, n]),
             ("row_token", Saved, true, "4 N", &[4, n]),
@@ -95,11 +93,7 @@ impl Workspace {
             ("coefficients", Backward, any, "16 N", &[16, n]),
             ("column_begin", Backward, sparse, "4 (V + 1)", &[4, v + 1]),
             ("popular_classes", Backward, sparse, "4 V", &[4, v]),
-            ("column_block_sum", Backward, sparse, "8 ceil(V / 4096)", &[8, v.div_ceil(4096)]),
-            ("columns", Backward, sparse, "16", &[16]),
-            ("frequent_rank", Backward, frequent, "4 V", &[4, v]),
-            ("frequent_class", Backward, frequent, "4 F", &[4, most]),
-            ("tile_begin", Backward, frequent, "4 row_blocks (F / 128 + 1)", &[4, s.row_blocks, most / BLOCK_V + 1]),
+            ("column_block_sum", Backward, sparse, "4 (ceil(V / 4096) + 1)", &[4, v.div_ceil(4096) + 1]),
             ("column_entries", Backward, sparse, "8 row_blocks block_entries", &[8, s.row_blocks, s.block_entries]),
             ("class_sum_parts", Backward, smooth_rows, "4 * 64 D", &[4, SUM_PARTS, d]),
             ("class_sum", Backward, smooth_rows, "4 D", &[4, d]),
@@ -108,22 +102,48 @@ impl Workspace {
             ("spread_total", Backward, smooth_columns, "4", &[4]),
             ("exact_scale", Backward, any, "4", &[4]),
             ("barrier", Backward, any, "12", &[12]),
-            ("exact_gradients", Backward, any, "element * gradient elements", &[s.element, s.gradients_elements]),
         ];
-        let accumulators = &[4, s.panel, d][..];
-        let last = ("exact_d_embeddings", Backward, s.d_embeddings, "4 panel D", accumulators);
+        let of_exact: [(&'static str, Group, bool, &'static str, &[usize]); 2] = [
+            ("exact_gradients", Backward, any, "element * gradient elements", &[s.element, s.gradients_elements]),
+            ("exact_d_embeddings", Backward, s.d_embeddings, "4 panel D", &[4, s.panel, d]),
+        ];
+        // A block is 128 rows or 128 classes. E entries, of a block's n at most 2 n / 3 sources.
+        let (blocks, e) = (s.row_blocks.max(v.div_ceil(BLOCK_V)), s.row_blocks.saturating_mul(s.block_entries));
+        let (sources, begins) = ((e / 3).saturating_mul(2).saturating_add(4), (e / 128).saturating_add(2 * blocks + 2));
+        let of_tiles: [(&'static str, Group, bool, &'static str, &[usize]); 7] = [
+            ("tile_work", Backward, s.tiles, "8", &[8]),
+            ("tile_sources", Backward, s.tiles, "4 blocks", &[4, blocks]),
+            ("active_blocks", Backward, s.tiles, "4 blocks", &[4, blocks]),
+            ("sources", Backward, s.tiles, "4 (2 (E / 3) + 4)", &[4, sources]),
+            ("tile_begin", Backward, s.tiles, "4 (E / 128 + 2 blocks + 2)", &[4, begins]),
+            ("tile_entries", Backward, s.tiles, "4 E", &[4, e]),
+            (
+                "in_tile",
+                Backward,
+                s.tiles && s.d_embeddings,
+                "4 row_blocks ceil(block_entries / 32)",
+                &[4, s.row_blocks, s.block_entries.div_ceil(32)],
+            ),
+        ];
         let mut workspace = Workspace::default();
-        for (name, group, wanted, formula, factors) in rows.into_iter().chain([last]) {
-            if !wanted {
-                continue;
+        let mut place = |rows: &[(&'static str, Group, bool, &'static str, &[usize])], from: Option<usize>| {
+            let mut next = from;
+            for &(name, group, wanted, formula, factors) in rows.iter().filter(|row| row.2) {
+                debug_assert!(wanted);
+                let overflow = || Error::Overflow { what: name, factors: factors.to_vec() };
+                let product = factors.iter().try_fold(1_usize, |a, b| a.checked_mul(*b));
+                let bytes = product.filter(|b| isize::try_from(*b).is_ok()).ok_or_else(overflow)?;
+                let offset = next.unwrap_or_else(|| workspace.group_bytes(group));
+                let end = offset.checked_add(bytes + ALIGNMENT).ok_or_else(overflow)?;
+                next = next.map(|_| (end - ALIGNMENT).next_multiple_of(ALIGNMENT));
+                workspace.regions.push(Region { name, group, formula, bytes, offset });
             }
-            let overflow = || Error::Overflow { what: name, factors: factors.to_vec() };
-            let product = factors.iter().try_fold(1_usize, |a, b| a.checked_mul(*b));
-            let bytes = product.filter(|b| isize::try_from(*b).is_ok()).ok_or_else(overflow)?;
-            let offset = workspace.group_bytes(group);
-            offset.checked_add(bytes + ALIGNMENT).ok_or_else(overflow)?;
-            workspace.regions.push(Region { name, group, formula, bytes, offset });
-        }
+            Ok(workspace.group_bytes(Backward))
+        };
+        // The exact path begins when tiles are done with: they share their memory.
+        let shared = place(&rows, None)?;
+        place(&of_exact, Some(shared))?;
+        place(&of_tiles, Some(shared))?;
         Ok(workspace)
     }
 
@@ -134,8 +154,8 @@ impl Workspace {
 
     /// Bytes of one group's allocation.
     pub fn group_bytes(&self, group: Group) -> usize {
-        let last = self.regions.iter().rev().find(|r| r.group == group);
-        last.map_or(0, |r| (r.offset + r.bytes).next_multiple_of(ALIGNMENT))
+        let ends = self.regions.iter().filter(|r| r.group == group).map(|r| r.offset + r.bytes);
+        ends.max().map_or(0, |end| end.next_multiple_of(ALIGNMENT))
     }
 
     /// The most that is allocated at any time: what the forward saves, and the larger of the two scratch groups.

@@ -87,8 +87,7 @@ pub struct Expected {
     pub logits: Vec<f64>,
     /// a_i, the size of what cancels in the logits of row i.
     pub scale: Vec<f64>,
-    /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows and of frequent classes before it
-    /// multiplies them.
+    /// The 16-bit type, if any, to which a backend rounds the logit gradients of exact rows, and of tiles, before it multiplies them.
     pub stored: Option<DType>,
 }
 
@@ -125,8 +124,7 @@ impl Expected {
         Expected { forward: reference.forward(), reference, logits, scale, stored: None }
     }
 
-    /// For a backend that feeds 16-bit matrix units on its exact path and with the gradients of frequent classes: it rounds these
-    /// logit gradients once, to the inputs' type.
+    /// For a backend whose exact path feeds 16-bit matrix units: it rounds logit gradients once, to the inputs' type.
     pub fn stored_as(self, dtype: DType) -> Self {
         Expected { stored: Some(dtype).filter(|&dtype| dtype != DType::F32), ..self }
     }
@@ -285,16 +283,16 @@ impl Expected {
 
     /// All gradients under `filter`.
     pub fn gradients(&self, upstream: &ReferenceUpstream, filter: GradientFilter) -> ExpectedGradients {
-        self.gradients_by_row(upstream, filter, None, |_| Some(filter.eps().into()))
+        self.gradients_by_row(upstream, filter, false, |_| Some(filter.eps().into()))
     }
 
-    /// As [`Self::gradients`], with classes that are frequent from some number of entries on, and with rows that a backend kept with
+    /// As [`Self::gradients`], by a backend that may multiply tiles of sparse gradients in [`Self::stored`], with rows that it kept with
     /// another ε, or (`None`) computed exactly, for a reason of its own.
     pub fn gradients_by_row(
         &self,
         upstream: &ReferenceUpstream,
         filter: GradientFilter,
-        least_frequent: Option<u32>,
+        tiles: bool,
         eps_of: impl Fn(usize) -> Option<f64>,
     ) -> ExpectedGradients {
         let (r, f, options) = (&self.reference, &self.forward, *self.options());
@@ -305,30 +303,6 @@ impl Expected {
         let weight_sum: f64 = r.class_weights.iter().sum();
         let own_eps = |i| eps_of(i).filter(|_| filter != GradientFilter::Exact && !self.takes_exact_path(i));
         let largest = self.largest_gradient(upstream, d_loss, own_eps);
-        let start_of =
-            |i| if let GradientFilter::Unbiased { seed, .. } = filter { filter::row_start(seed, i) } else { 0 };
-        // Whether a class that is not the target is kept, and whether rounding may decide otherwise.
-        let is_kept = |i: usize, class: usize, eps: f64, start: u32| {
-            let threshold = match filter {
-                GradientFilter::Unbiased { .. } => eps * f64::from(filter::entry_uniform(start, class as u32)),
-                _ => eps,
-            };
-            let p = f.probabilities[i * v + class];
-            // Relative error of p, as a multiple of a unit: that of exp(z - lse).
-            let doubt = (p - threshold).abs() <= 4.0 * ULPS * EPS * (1.0 + self.scale[i]) * threshold;
-            (p >= threshold, doubt)
-        };
-        // Classes that may be frequent.
-        let mut entries = vec![0; v];
-        for (i, y) in r.targets.iter().enumerate().filter_map(|(i, y)| Some((i, (*y)?))) {
-            let Some(eps) = own_eps(i).filter(|_| least_frequent.is_some()) else { continue };
-            let start = start_of(i);
-            for (class, entries) in entries.iter_mut().enumerate() {
-                let (kept, doubt) = is_kept(i, class, eps, start);
-                *entries += u32::from(class == y || kept || doubt);
-            }
-        }
-        let may_be_frequent = |class: usize| least_frequent.is_some_and(|least| entries[class] >= least);
 
         let (mut d_embeddings, mut d_classifier, mut d_bias) =
             (Bounded::zeros(n * d), Bounded::zeros(v * d), Bounded::zeros(v));
@@ -356,11 +330,15 @@ impl Expected {
             if exact_row {
                 mass += 1.0;
             }
-            let start = start_of(i);
+            let start = match filter {
+                GradientFilter::Unbiased { seed, .. } => filter::row_start(seed, i),
+                _ => 0,
+            };
             for class in 0..v {
                 let p = f.probabilities[i * v + class];
                 let z = self.logits[i * v + class];
-                let p_error = 1.0 + a; // see `is_kept`
+                // Relative error of p, as a multiple of a unit: that of exp(z - lse).
+                let p_error = 1.0 + a;
                 let (p_hat, doubt) = if exact_row {
                     (p, false)
                 } else if class == y {
@@ -369,7 +347,12 @@ impl Expected {
                     mass += p;
                     (p, false)
                 } else {
-                    let (kept, doubt) = is_kept(i, class, eps, start);
+                    let threshold = match filter {
+                        GradientFilter::Unbiased { .. } => eps * f64::from(filter::entry_uniform(start, class as u32)),
+                        _ => eps,
+                    };
+                    let doubt = (p - threshold).abs() <= 4.0 * ULPS * EPS * p_error * threshold;
+                    let kept = p >= threshold;
                     certain += u64::from(kept && !doubt);
                     undecided += u64::from(doubt);
                     mass += if kept { p } else { 0.0 };
@@ -404,8 +387,8 @@ impl Expected {
                 if exact_row {
                     tolerance += self.storing(g.abs() + tolerance, largest);
                 }
-                d_bias.add(class, g, 1.0, tolerance); // by itself, a frequent class's is not rounded
-                if !exact_row && may_be_frequent(class) {
+                d_bias.add(class, g, 1.0, tolerance); // which gathers what is sparse
+                if !exact_row && tiles {
                     tolerance += self.storing(g.abs() + tolerance, largest);
                 }
                 g *= f64::from(options.logit_scale);

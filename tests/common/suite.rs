@@ -127,12 +127,12 @@ fn check_against(
     let (forward, got) = run(backend, tensors, options, upstream);
     expected.check_forward(&forward)?;
     let upstream = upstream.widen(tensors.spec.tokens);
-    let frequent = least_frequent(&forward);
+    let tiles = has_tiles(&forward);
     let gradients = match row_eps.map(|row_eps| row_eps(&forward)) {
-        None => expected.gradients_by_row(&upstream, options.filter, frequent, |_| Some(options.filter.eps().into())),
+        None => expected.gradients_by_row(&upstream, options.filter, tiles, |_| Some(options.filter.eps().into())),
         Some(eps) => {
             let own = |i: usize| Some(eps[i].into()).filter(|&eps| eps > 0.0);
-            expected.gradients_by_row(&upstream, options.filter, frequent, own)
+            expected.gradients_by_row(&upstream, options.filter, tiles, own)
         }
     };
     gradients.check_telemetry(&got.telemetry)?;
@@ -141,14 +141,15 @@ fn check_against(
     Ok((forward, got))
 }
 
-/// Entries that make a class frequent on the device that computed this.
+/// Whether sparse gradients may be products of tiles on the device that computed this.
 #[cfg(feature = "cuda")]
-fn least_frequent(forward: &cut_cross_entropy::Forward) -> Option<u32> {
-    cut_cross_entropy::CudaStaged::on_device(forward)?.least_frequent()
+fn has_tiles(forward: &cut_cross_entropy::Forward) -> bool {
+    use cut_cross_entropy::{CudaStaged, plan::Tiles};
+    CudaStaged::on_device(forward).and_then(|forward| forward.tiles()).is_some_and(|tiles| tiles != Tiles::Off)
 }
 #[cfg(not(feature = "cuda"))]
-fn least_frequent(_forward: &cut_cross_entropy::Forward) -> Option<u32> {
-    None
+fn has_tiles(_forward: &cut_cross_entropy::Forward) -> bool {
+    false
 }
 
 /// One case under every filter.

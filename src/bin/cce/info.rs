@@ -6,7 +6,7 @@ use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
 use cut_cross_entropy::cpu::CpuPlan;
-use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelChoice, LaunchPlan, Workload};
+use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelChoice, LaunchPlan, TileEntries, Tiles, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
 /// Version, backends, devices, named shapes, and the plan for one shape.
@@ -91,13 +91,12 @@ fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     let (rows, kept_a_row) = (tokens as u64, KEPT.min(vocab as u64));
     let kept = rows * kept_a_row;
     let exact_rows = if plan.dense { rows } else { 0 };
-    let (frequent_classes, frequent) = match plan.least_frequent {
-        Some(least) => zipf(kept_a_row as f64, tokens as f64, vocab as f64, least.into()),
-        None => (0.0, 0.0),
+    let [row_tiles, class_tiles] = match plan.tiles {
+        Tiles::Off => [TileEntries::default(); 2],
+        _ => zipf(kept_a_row as f64, tokens, vocab),
     };
-    let (frequent_classes, frequent) = (frequent_classes as u64, (frequent as u64).min(kept));
-    say!("  read from L2 and multiplied, with {KEPT} entries kept a row, and classes as popular as in Zipf's law:")?;
-    let entries = Entries { rows, candidates: kept, kept, exact_rows, frequent_classes, frequent };
+    say!("  read from L2 and multiplied, with {KEPT} entries kept a row, of classes as popular as Zipf's law has it:")?;
+    let entries = Entries { rows, candidates: kept, kept, exact_rows, row_tiles, class_tiles };
     for (entry_point, traffic) in plan.traffic(&entries) {
         let (products, of) = if traffic.wgmma > 0 { (traffic.wgmma, "wgmma") } else { (traffic.mma, "mma") };
         say!("    {entry_point:<34} {:9.3} GB  {products:>14} {of}", traffic.read as f64 / 1e9)?;
@@ -105,17 +104,38 @@ fn print_traffic(plan: &LaunchPlan) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Classes that `least` of `rows` rows keep, and their entries, where the class of popularity rank v is kept by the share min(1, c / v) of
-/// them and a row keeps `kept` of `vocab` in all: c (1 + ln(vocab / c)) = kept.
-fn zipf(kept: f64, rows: f64, vocab: f64, least: f64) -> (f64, f64) {
-    let below = |classes: f64, c: f64| if classes <= c { classes } else { c * (1.0 + (classes / c).ln()) };
-    let (mut low, mut high) = (0.0, vocab);
+/// What blocks of rows and of classes multiply where a row keeps the class of popularity rank v by the chance min(1, c / v), whatever other
+/// rows keep, and `kept` of `vocab` classes in all: c (1 + ln(vocab / c)) = kept.
+fn zipf(kept: f64, tokens: usize, vocab: usize) -> [TileEntries; 2] {
+    let (mut low, mut high) = (0.0, vocab as f64);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
-        if below(vocab, middle) < kept { low = middle } else { high = middle }
+        if middle * (1.0 + (vocab as f64 / middle).ln()) < kept { low = middle } else { high = middle }
     }
-    let classes = if rows >= least { (rows * high / least).min(vocab) } else { 0.0 };
-    (classes, rows * below(classes, high))
+    let chance = |rank: usize| (high / (rank + 1) as f64).min(1.0);
+    let blocks = tokens.div_ceil(128) as f64;
+    let [mut row_tiles, mut class_tiles] = [TileEntries::default(); 2];
+    // Of 128 rows: classes that two of them keep, or more. Counts are nearly those of Poisson's law.
+    let of_block = |rank| 128.0 * chance(rank);
+    let sources: f64 = (0..vocab).map(|v| 1.0 - (-of_block(v)).exp() * (1.0 + of_block(v))).sum();
+    let entries: f64 = (0..vocab).map(|v| of_block(v) * (1.0 - (-of_block(v)).exp())).sum();
+    row_tiles.tiles = (blocks * (sources / 128.0).ceil()) as u64;
+    row_tiles.sources = (blocks * sources) as u64;
+    row_tiles.of_blocks = (tokens as f64 * kept) as u64;
+    row_tiles.entries = ((blocks * entries) as u64).min(row_tiles.of_blocks);
+    // Of 128 classes: tokens that keep one of them, where these have 1.5 of them each, or more.
+    for first in (0..vocab).step_by(128) {
+        let of_row: f64 = (first..vocab.min(first + 128)).map(chance).sum();
+        let sources = tokens as f64 * (1.0 - (-of_row).exp());
+        if sources >= 32.0 && 1.5 * sources <= tokens as f64 * of_row {
+            class_tiles.tiles += (sources / 128.0).ceil() as u64;
+            class_tiles.sources += sources as u64;
+            class_tiles.entries += (tokens as f64 * of_row) as u64;
+        }
+    }
+    class_tiles.entries = class_tiles.entries.min(row_tiles.of_blocks);
+    class_tiles.of_blocks = class_tiles.entries;
+    [row_tiles, class_tiles]
 }
 
 /// The GPU, or why there is none.

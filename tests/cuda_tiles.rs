@@ -1,5 +1,5 @@
-//! Frequent classes, whose gradients are products by tensor cores, on the emulated GPU with the checker on, against the oracle: each
-//! case in 16 bits that fits them, under one filter and one schedule in rotation (`CCE_CASES=bias,f16` picks some).
+//! Sparse gradients as products of tiles by tensor cores, on the emulated GPU with the checker on, against the oracle: each case in 16
+//! bits that fits them, under one filter and one schedule in rotation (`CCE_CASES=bias,f16` picks some).
 #![cfg(feature = "cuda")]
 
 mod common;
@@ -8,7 +8,7 @@ use common::cases::{self, Case};
 use common::compare::bits;
 use common::{Logits, Spec, Tensors, picked, suite};
 use cut_cross_entropy::cuda::DeviceBuffer;
-use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
+use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tiles, Tuning};
 use cut_cross_entropy::{
     CceOptions, Cuda, CudaStaged, DType, GradientFilter, GradientSinks, HostBuffer, Inputs, Matrix, Reduction, Sink,
     Telemetry, Upstream, cce_backward, cce_backward_into, cce_forward,
@@ -16,9 +16,8 @@ use cut_cross_entropy::{
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Classes are frequent that so many rows keep.
-fn frequent(entries: u32) -> KernelChoice {
-    KernelChoice { family: KernelFamily::Portable, tuning: Tuning { frequent: Some(entries), ..Tuning::default() } }
+fn tuned(tiles: Tiles) -> KernelChoice {
+    KernelChoice { family: KernelFamily::Portable, tuning: Tuning { tiles, ..Tuning::default() } }
 }
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where rows are not whole vectors, or many tiles of the same kind take long.
@@ -37,13 +36,13 @@ fn of_every_backend() -> Vec<Case> {
     fitting
 }
 
-/// Several tiles of rows, of frequent classes and of columns, the last of each ragged; hardly any rows; ignored tokens between them;
-/// more entries of a row's other classes than a warp looks at at a time.
+/// Several tiles of rows, of classes and of columns, the last of each ragged; hardly any rows; ignored tokens between them; more
+/// entries of a row that are in no tile than a warp looks at at a time.
 fn of_tiles() -> Vec<Case> {
     let shapes = [
         ("several_tiles", (300, 264, 400), 0.05, Logits::Realistic),
         ("ragged_columns", (130, 136, 200), 0.0, Logits::Realistic),
-        ("long_rows", (7, 40, 900), 0.0, Logits::Flat),
+        ("long_rows", (3, 40, 900), 0.0, Logits::Flat),
         ("one_row", (1, 8, 300), 0.0, Logits::Realistic),
         ("few_rows_left", (200, 72, 260), 0.9, Logits::Realistic),
     ];
@@ -82,7 +81,7 @@ fn sparse_filters() -> Vec<GradientFilter> {
 }
 
 #[test]
-fn frequent_classes_match_the_oracle_under_every_schedule() {
+fn tiles_match_the_oracle_under_every_schedule() {
     let _guard = emulated();
     emulator::reset_counters();
     let known = [of_tiles(), of_every_backend()].concat();
@@ -93,10 +92,11 @@ fn frequent_classes_match_the_oracle_under_every_schedule() {
     for (turn, case) in known.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
         configure(turn);
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
-        // All classes that there are entries of, or those of a few.
-        let (least, filter) = ([1, 1, 3][turn % 3], filters[turn / 3 % filters.len()]);
-        let failed = suite::check_case_under(&backend.clone().with_kernels(frequent(least)), case, &[filter]).err();
-        failures.extend(failed.map(|failure| format!("from {least} entries on: {failure}")));
+        // All that there is to share, or what the device takes for faster.
+        let tiles = [Tiles::Everywhere, Tiles::WhereFaster][usize::from(turn % 3 == 1)];
+        let filter = filters[turn / 3 % filters.len()];
+        let failed = suite::check_case_under(&backend.clone().with_kernels(tuned(tiles)), case, &[filter]).err();
+        failures.extend(failed.map(|failure| format!("{tiles:?}: {failure}")));
         failures.extend(emulator::take_reports());
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
@@ -104,7 +104,7 @@ fn frequent_classes_match_the_oracle_under_every_schedule() {
         println!("only what CCE_CASES picks has run");
         return;
     }
-    for kernel in ["lce_frequent_bf16", "lce_frequent_f16"] {
+    for kernel in KERNELS {
         assert!(emulator::counters(kernel).is_some_and(|c| c.mma > 0), "{kernel} did not multiply");
     }
 }
@@ -140,8 +140,16 @@ fn gradients(
     (buffers.map(|buffer| bits(&buffer)), telemetry)
 }
 
-fn multiplied() -> bool {
-    ["lce_frequent_bf16", "lce_frequent_f16"].iter().any(|kernel| emulator::counters(kernel).is_some_and(|c| c.mma > 0))
+const KERNELS: [&str; 4] = [
+    "lce_d_embeddings_tiles_bf16",
+    "lce_d_embeddings_tiles_f16",
+    "lce_d_classifier_tiles_bf16",
+    "lce_d_classifier_tiles_f16",
+];
+
+/// Which of these have multiplied.
+fn multiplied() -> [bool; 4] {
+    KERNELS.map(|kernel| emulator::counters(kernel).is_some_and(|c| c.mma > 0))
 }
 
 #[test]
@@ -150,10 +158,10 @@ fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
     for dtype in [DType::BF16, DType::F16] {
         let tensors = several_tiles(dtype);
         configure(0);
-        let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(frequent(5));
+        let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(tuned(Tiles::Everywhere));
         emulator::reset_counters();
         let (first, _) = gradients(&backend, &tensors, [true; 3], None);
-        assert!(multiplied());
+        assert_eq!(multiplied().to_vec(), [dtype == DType::BF16, dtype == DType::F16].repeat(2));
         for turn in [4, 8] {
             configure(turn); // another order of threads, of atomics, of copies, and of who draws which item
             assert!(gradients(&backend, &tensors, [true; 3], None).0 == first, "{dtype}, turn {turn}");
@@ -170,24 +178,30 @@ fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
     assert_eq!(emulator::take_reports(), [""; 0]);
 }
 
-/// Exact rows write every class, from lists of the sparse ones: then there are no frequent classes.
+/// Exact rows write every class, from lists of the sparse ones; dE of the others is a product all the same.
 #[test]
-fn no_class_is_frequent_where_a_row_is_exact() {
+fn classes_are_no_product_where_a_row_is_exact() {
     let _guard = emulated();
     configure(2);
     let mut tensors = several_tiles(DType::BF16);
     tensors.set_embedding(7, 3, f32::NAN);
-    let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Portable);
+    let backend = CudaStaged::new(0).expect("an emulated device");
+    let run = |tiles| gradients(&backend.clone().with_kernels(tuned(tiles)), &tensors, [true; 3], None);
     emulator::reset_counters();
-    let [on, off] =
-        [1, u32::MAX].map(|least| gradients(&backend.clone().with_kernels(frequent(least)), &tensors, [true; 3], None));
+    let [on, off] = [Tiles::Everywhere, Tiles::Off].map(run);
     assert_eq!((on.1.exact_rows, off.1.exact_rows), (1, 1));
-    assert!(!multiplied());
-    assert!(on.0 == off.0);
+    assert_eq!(multiplied(), [true, false, false, false]);
+    assert!(on.0[1..] == off.0[1..]);
+    let [on, off] = [&on.0[0], &off.0[0]].map(|bits| bits.iter().map(|&bits| f32::from_bits(bits)).collect::<Vec<_>>());
+    for (row, (on, off)) in on.chunks(136).zip(off.chunks(136)).enumerate() {
+        let close = |(on, off): (&f32, &f32)| (on - off).abs() <= 0.02 * off.abs().max(1e-3);
+        let is_right = if row == 7 { on.iter().all(|x| x.is_nan()) } else { on.iter().zip(off).all(close) };
+        assert!(is_right, "row {row}");
+    }
     assert_eq!(emulator::take_reports(), [""; 0]);
 }
 
-/// A product has all rows of a row block in it, those without an entry times zero: what they hold must not be there.
+/// What a token without entries holds is in no product, not even times zero.
 #[test]
 fn what_rows_without_entries_hold_does_not_matter() {
     let _guard = emulated();
@@ -199,7 +213,7 @@ fn what_rows_without_entries_hold_does_not_matter() {
     for (token, value) in [(5, f32::NAN), (140, f32::INFINITY)] {
         (0..136).for_each(|k| poisoned.set_embedding(token, k, value));
     }
-    let cuda = Cuda::new(0).expect("an emulated device").with_kernels(frequent(1));
+    let cuda = Cuda::new(0).expect("an emulated device").with_kernels(tuned(Tiles::Everywhere));
     let options = CceOptions { reduction: Reduction::Sum, ..options() };
     let run = |tensors: &Tensors| {
         let (HostBuffer::BF16(e), HostBuffer::BF16(c)) = (&tensors.embeddings, &tensors.classifier) else {
@@ -221,7 +235,7 @@ fn what_rows_without_entries_hold_does_not_matter() {
     };
     emulator::reset_counters();
     let [ours, expected] = [run(&poisoned), run(&good)];
-    assert!(multiplied());
+    assert_eq!(multiplied(), [true, false, true, false]);
     assert!(ours == expected);
     let [d_embeddings, d_classifier] =
         ours.map(|of| of.into_iter().map(|x| half::bf16::from_bits(x).is_nan()).collect::<Vec<_>>());
