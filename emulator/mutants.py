@@ -40,7 +40,7 @@ def cargo():
     if library.returncode:
         sys.exit(library.stderr)
     executables = {}
-    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_hopper", "--test", "cuda_raised", "--test", "cuda_frequent"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
+    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_hopper", "--test", "cuda_raised", "--test", "cuda_tiles", "--test", "cuda_traffic"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
         built = run(["cargo", "test", "-q", "--no-run", "--message-format=json", *what])
         if built.returncode:
             sys.exit(built.stderr)
@@ -102,7 +102,7 @@ class Workshop:
 def run_test(executables, test, **variables):
     """What caught it: the kind of the first report, what else failed, or "" where the test passed. And all it said."""
     name, _, argument = test.partition(" ")
-    if name in ("cuda_hopper", "cuda_frequent"):     # name of a test, and its cases
+    if name in ("cuda_hopper", "cuda_tiles"):     # name of a test, and its cases
         of_test, _, cases = argument.partition("/")
         command, extra = [executables[name], of_test], {"CCE_CASES": cases} if cases else {}
     elif name in executables:

@@ -109,7 +109,7 @@ fn tiles_match_the_oracle_under_every_schedule() {
     }
 }
 
-/// Two row blocks and more, two tiles of classes and more, of columns, too; some classes are frequent, some are not.
+/// Two blocks of rows, of classes, and of columns, the last of each ragged.
 fn several_tiles(dtype: DType) -> Tensors {
     Spec { ignored: 0.05, bias: true, dtype, seed: 9, ..Spec::new(150, 136, 140) }.generate()
 }

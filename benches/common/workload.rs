@@ -14,6 +14,7 @@
 //! often in the head, and frequent classes are targets of many rows. [`Survey`] measures what came out.
 
 use super::baseline::widen_into;
+use super::matmul::{View, multiply};
 use super::survey::Survey;
 use cut_cross_entropy::{DType, HostBuffer, HostSlice, Inputs, Matrix, Shape};
 use rayon::prelude::*;
@@ -27,11 +28,13 @@ const CLUSTERS: usize = 1024;
 /// Chosen for the loss of a trained model, 3 to 4 nats. Of 3.0, 3.5, 4.0 and 4.3 tried, 3.5 gave 4.36 nats at N=2048
 /// V=65536 D=1024, with 300 entries a row kept at 2^-10; 4.3 gives 3.53 nats and 216 there, 3.51 and 217 at N=1024
 /// V=151936 D=896. Sharper rows make a sparse backward faster: compare times only beside the survey's numbers.
-const SHARPNESS: f32 = 4.3;
+pub const SHARPNESS: f32 = 4.3;
 /// Standard deviation of its logarithm over rows.
 const SHARPNESS_SPREAD: f32 = 0.35;
 /// Length of the shared direction in the embeddings.
 const PRIOR_SCALE: f32 = 8.0;
+/// Rows that [`sharpness_keeping`] looks at.
+const SAMPLE: usize = 32;
 /// Standard deviation of the log-prior around Zipf's law.
 const PRIOR_NOISE: f32 = 0.5;
 
@@ -50,9 +53,9 @@ pub struct Workload {
 
 impl Workload {
     /// Generated matrices of that shape and dtype, a pure function of the arguments; targets are yet to be drawn by
-    /// [`survey`](super::survey::survey).
-    pub fn without_targets(shape: Shape, dtype: DType, softcap: Option<f32>, seed: u64) -> Self {
-        let (embeddings, wide_embeddings) = rounded(embeddings(shape, seed), dtype);
+    /// [`survey`](super::survey::survey). `sharpness` is [`SHARPNESS`], or what [`sharpness_keeping`] found.
+    pub fn without_targets(shape: Shape, dtype: DType, softcap: Option<f32>, seed: u64, sharpness: f32) -> Self {
+        let (embeddings, wide_embeddings) = rounded(embeddings(shape, seed, PRIOR_SCALE, sharpness), dtype);
         let (classifier, wide_classifier) = rounded(classifier(shape, seed), dtype);
         let (targets, survey) = (Vec::new(), Survey::default());
         Workload { shape, softcap, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
@@ -86,7 +89,7 @@ impl Workload {
 
     /// The logit that a product becomes.
     pub fn capped(&self, product: f64) -> f64 {
-        self.softcap.map_or(product, |cap| f64::from(cap) * (product / f64::from(cap)).tanh())
+        capped(self.softcap, product)
     }
 
     /// Derivative of [`Self::capped`], by the logit.
@@ -115,6 +118,47 @@ impl Workload {
     }
 }
 
+fn capped(softcap: Option<f32>, product: f64) -> f64 {
+    softcap.map_or(product, |cap| f64::from(cap) * (product / f64::from(cap)).tanh())
+}
+
+/// The sharpness with which a row keeps `kept` entries on average at `eps`, `Σ_v min(1, p / eps)`, by [`SAMPLE`] rows. `None`: even rows
+/// without context keep fewer, or the sharpest keep more.
+pub fn sharpness_keeping(kept: f64, eps: f64, shape: Shape, softcap: Option<f32>, seed: u64) -> Option<f32> {
+    let Shape { tokens, hidden, vocab } = shape;
+    let sample: Vec<usize> = (0..SAMPLE.min(tokens)).map(|k| k * tokens / SAMPLE.min(tokens)).collect();
+    let classifier = classifier(shape, seed);
+    // Logits are linear in the embeddings: those of the prior, and those of the context at a sharpness of 1.
+    let [prior, context] = [(PRIOR_SCALE, 0.0), (0.0, 1.0)].map(|(prior_scale, sharpness)| {
+        let all = embeddings(shape, seed, prior_scale, sharpness);
+        let rows: Vec<f32> = sample.iter().flat_map(|&i| &all[i * hidden..][..hidden]).copied().collect();
+        let mut products = vec![0.0; sample.len() * vocab];
+        let of_classes = View::new(&classifier, vocab, hidden).transposed();
+        multiply(&mut products, View::new(&rows, sample.len(), hidden), of_classes);
+        products
+    });
+    let kept_at = |sharpness: f64| {
+        let row = |(prior, context): (&[f32], &[f32])| {
+            let logit = |(p, c): (&f32, &f32)| capped(softcap, f64::from(*p) + sharpness * f64::from(*c));
+            let logits: Vec<f64> = prior.iter().zip(context).map(logit).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
+            logits.iter().map(|z| ((z - max).exp() / sum / eps).min(1.0)).sum::<f64>()
+        };
+        let rows = prior.par_chunks(vocab).zip(context.par_chunks(vocab));
+        rows.map(row).sum::<f64>() / sample.len() as f64
+    };
+    let (mut low, mut high) = (0.0, 64.0);
+    if !(kept_at(high)..=kept_at(low)).contains(&kept) {
+        return None;
+    }
+    for _ in 0..24 {
+        let middle = 0.5 * (low + high);
+        if kept_at(middle) > kept { low = middle } else { high = middle }
+    }
+    Some(high as f32)
+}
+
 /// The values rounded to `dtype`, and for 16-bit types the rounded values in f32.
 fn rounded(values: Vec<f32>, dtype: DType) -> (HostBuffer, Vec<f32>) {
     if dtype == DType::F32 {
@@ -127,16 +171,16 @@ fn rounded(values: Vec<f32>, dtype: DType) -> (HostBuffer, Vec<f32>) {
     (buffer, wide)
 }
 
-fn embeddings(shape: Shape, seed: u64) -> Vec<f32> {
+fn embeddings(shape: Shape, seed: u64, prior_scale: f32, sharpness: f32) -> Vec<f32> {
     let mut rows = vec![0.0; shape.tokens * shape.hidden];
     let prior = direction(shape.hidden, seed);
     rows.par_chunks_mut(shape.hidden.max(1)).enumerate().for_each(|(i, row)| {
         let mut topic = Random::new(seed, Stream::Topics, i / TOPIC);
         let mut own = Random::new(seed, Stream::Embeddings, i);
-        let sharpness = SHARPNESS * (SHARPNESS_SPREAD * own.normal()).exp();
+        let sharpness = sharpness * (SHARPNESS_SPREAD * own.normal()).exp();
         for (e, prior) in row.iter_mut().zip(&prior) {
             let context = (topic.normal() + own.normal()) * std::f32::consts::FRAC_1_SQRT_2;
-            *e = PRIOR_SCALE * prior + sharpness * context;
+            *e = prior_scale * prior + sharpness * context;
         }
     });
     rows

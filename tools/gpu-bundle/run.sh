@@ -4,7 +4,7 @@
 #   ./run.sh                       parity, compute-sanitizer, bench
 #   ./run.sh parity sanitizer      these steps alone
 #   ./run.sh tune                  the Hopper forward with and without clusters, the exact path with chunks of 16 to 128 MiB, either with
-#                                  leads of 0, 2 and 3 steps; no frequent classes, and classes that are from ever more entries on
+#                                  leads of 0, 2 and 3 steps; sparse gradients with tiles and without
 #   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
 #
 #   PARITY_FILTER=word             only the parity tests whose names have it
@@ -140,10 +140,9 @@ bench() {
 # What no planner should have to guess: every choice in one process, in turn within a round. The forward alone, and with capture.
 tune() {
     local forward=(bench --backend cuda --methods evaluation,unbiased) exact=(bench --backend cuda --methods exact)
-    local frequent=(bench --backend cuda --methods unbiased) kernels shapes eps
+    local sparse=(bench --backend cuda --methods unbiased --kernels auto --kernels auto:tiles=off) kernels shapes
     for kernels in hopper:cluster=on,lead={0,2,3} hopper:cluster=off,lead={0,2,3}; do forward+=(--kernels "$kernels"); done
     for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 portable; do exact+=(--kernels "$kernels"); done
-    for kernels in auto auto:frequent={off,20,40,80,160,320}; do frequent+=(--kernels "$kernels"); done
     if [ $emulated = yes ]; then
         local small="--shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1"
         # shellcheck disable=SC2086
@@ -151,7 +150,7 @@ tune() {
         # shellcheck disable=SC2086
         step tune-emulated-exact ./bin/cce "${exact[@]}" $small --csv "$record/tune-exact.csv" ${BENCH_ARGS:-}
         # shellcheck disable=SC2086
-        step tune-emulated-frequent ./bin/cce "${frequent[@]}" $small --csv "$record/tune-frequent.csv" ${BENCH_ARGS:-}
+        step tune-emulated-sparse ./bin/cce "${sparse[@]}" $small --csv "$record/tune-sparse.csv" ${BENCH_ARGS:-}
         return
     fi
     for shapes in "gemma2_2b --softcap 0,30" "llama3_8b --tokens 1024,8192" "qwen2_5_0_5b"; do
@@ -159,12 +158,9 @@ tune() {
         step "tune-${shapes%% *}" ./bin/cce "${forward[@]}" --shape $shapes --rounds 20 --csv "$record/tune-${shapes%% *}.csv" ${BENCH_ARGS:-}
         # shellcheck disable=SC2086
         step "tune-${shapes%% *}-exact" ./bin/cce "${exact[@]}" --shape $shapes --rounds 10 --csv "$record/tune-${shapes%% *}-exact.csv" ${BENCH_ARGS:-}
-        # Sparser and denser softmaxes by way of eps: at 2^-12 four times as many entries may be kept.
-        for eps in 2^-10 2^-12; do
-            # shellcheck disable=SC2086
-            step "tune-${shapes%% *}-frequent-$eps" ./bin/cce "${frequent[@]}" --eps $eps --shape $shapes --rounds 10 \
-                --csv "$record/tune-${shapes%% *}-frequent-$eps.csv" ${BENCH_ARGS:-}
-        done
+        # shellcheck disable=SC2086
+        step "tune-${shapes%% *}-sparse" ./bin/cce "${sparse[@]}" --kept 30,200,900 --shape $shapes --rounds 10 \
+            --csv "$record/tune-${shapes%% *}-sparse.csv" ${BENCH_ARGS:-}
     done
 }
 

@@ -68,6 +68,10 @@ pub struct BenchArgs {
     /// Threshold on probabilities of the unbiased and threshold filters; `2^-10` is understood.
     #[arg(long, value_parser = parse_eps, default_value = "2^-10")]
     eps: f32,
+    /// Entries that generated rows keep on average at 2^-10, separated by commas: sharper and flatter softmaxes in turn. Without it,
+    /// as a trained model's.
+    #[arg(long, value_name = "ENTRIES", value_delimiter = ',', conflicts_with = "input")]
+    kept: Vec<u32>,
     /// Rounds over all methods. 0 only verifies.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -156,6 +160,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let named = if args.input.is_some() { Vec::new() } else { machine.shapes(&args.shape) };
     let given: Vec<_> = args.tokens.iter().copied().map(Some).collect();
     let tokens = if given.is_empty() { vec![None] } else { given };
+    let kept = if args.kept.is_empty() { vec![None] } else { args.kept.iter().copied().map(Some).collect() };
     for name in &named {
         for &tokens in &tokens {
             let shape = Some(name.clone());
@@ -165,10 +170,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 if shape != asked {
                     say!("{name}: {asked} does not fit half of the free memory; scaled to {shape}")?;
                 }
-                for &softcap in &args.softcap {
+                for (&softcap, &kept) in
+                    args.softcap.iter().flat_map(|softcap| kept.iter().map(move |kept| (softcap, kept)))
+                {
                     progress.set_message(format!("generating {shape} {dtype}"));
-                    let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed)?;
-                    reports.extend(bench(name, &machine, &workload, &methods, args, &progress, &mut errors)?);
+                    let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed, kept)?;
+                    let name = kept.map_or(name.clone(), |kept| format!("{name} kept {kept}"));
+                    reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut errors)?);
                 }
             }
         }

@@ -2,9 +2,9 @@
 
 use super::machine::Machine;
 use crate::args::{BackendArg, DTypeArg, ShapeArgs};
-use crate::common::workload::Workload;
+use crate::common::workload::{SHARPNESS, Workload, sharpness_keeping};
 use crate::tensors::{self, Output, TensorFile};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Args;
 use cut_cross_entropy::{CceOptions, DType, HostBuffer, Inputs, Matrix, Problem, Shape};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ pub struct GenerateArgs {
     /// Softcap of the logits that targets are drawn from; 0: none.
     #[arg(long, default_value_t = 0.0)]
     softcap: f32,
+    /// Entries that a row keeps on average at 2^-10: sharpens or flattens the softmax. Without it, as a trained model's.
+    #[arg(long, value_name = "ENTRIES")]
+    kept: Option<u32>,
     /// Seed of the generator.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -40,7 +43,7 @@ impl GenerateArgs {
         tensors::check_writable(&self.output)?;
         let machine = Machine::open(self.backend)?;
         let shape = self.shape.sizes()?;
-        let workload = generate(&machine, shape, self.dtype.into(), self.softcap, self.seed)?;
+        let workload = generate(&machine, shape, self.dtype.into(), self.softcap, self.seed, self.kept)?;
         let Shape { tokens, hidden, vocab } = shape;
         let outputs = [
             Output::gradient("embeddings", &[tokens, hidden], &workload.embeddings)?,
@@ -52,10 +55,23 @@ impl GenerateArgs {
     }
 }
 
-/// Generated inputs, with targets drawn from their softmax.
-pub fn generate(machine: &Machine, shape: Shape, dtype: DType, softcap: f32, seed: u64) -> anyhow::Result<Workload> {
+/// Generated inputs, with targets drawn from their softmax, of which a row keeps `kept` entries on average at 2^-10.
+pub fn generate(
+    machine: &Machine,
+    shape: Shape,
+    dtype: DType,
+    softcap: f32,
+    seed: u64,
+    kept: Option<u32>,
+) -> anyhow::Result<Workload> {
     ensure!(shape.tokens > 0 && shape.hidden > 0 && shape.vocab > 0, "a benchmark needs sizes above 0: {shape}");
-    let workload = Workload::without_targets(shape, dtype, some(softcap)?, seed);
+    let softcap = some(softcap)?;
+    let sharpness = match kept {
+        None => SHARPNESS,
+        Some(kept) => sharpness_keeping(kept.into(), 2.0_f64.powi(-10), shape, softcap, seed)
+            .with_context(|| format!("no sharpness of the generator's rows keeps {kept} entries of {shape}"))?,
+    };
+    let workload = Workload::without_targets(shape, dtype, softcap, seed, sharpness);
     let found = machine.survey(&workload, Some(seed))?;
     Ok(workload.surveyed(found))
 }
