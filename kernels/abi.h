@@ -16,6 +16,8 @@ constexpr u32 BLOCK_V = 128;                 // classes of a logits tile
 constexpr u32 MAX_PARTIALS = 1024;           // most (round, split) pairs of a forward
 constexpr u32 CLASS_BITS = 25;               // a candidate packs its class below its row in the block: V <= 2^25
 constexpr u32 NONE = 0xFFFFFFFFu;            // no row, no class
+constexpr u32 CROWDED = 1u << 31;             // in tile_sources
+constexpr u32 MOST_CROWDED = 1024;           // crowded blocks
 constexpr u32 SUM_PARTS = 64;                // parts into which sums over all rows or classes are cut, whatever their number
 
 enum ElementType : u32 { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 2 };
@@ -139,6 +141,8 @@ struct LceCoefficients { float softmax, target, spread, entropy; };
 struct LceTileWork {
     u32 active;                              // such blocks
     u32 next_item;                           // of the products
+    u32 crowded;                             // blocks of classes whose lists are made row block by row block
+    u32 padding;
 };
 
 struct LceBackwardScratch {
@@ -162,11 +166,15 @@ struct LceBackwardScratch {
     // The tiles of blocks of owners (rows, then classes): first those of dE, then, in the same memory, those of dC. A block's part
     // begins at its first entry e in the lists of all blocks: see tiles.cuh.
     LceTileWork* tile_work;
-    u32* tile_sources;                       // [max(row_blocks, ceil(V / 128))] sources that the block multiplies; 0: its owners are gathered
+    // [max(row_blocks, ceil(V / 128))] Sources that the block multiplies, 0: its owners are gathered; CROWDED with the block's place in
+    // crowded_blocks: all rows are its sources.
+    u32* tile_sources;
     u32* active_blocks;                      // [as many] the blocks that multiply
     u32* sources;                            // at 2 e / 3: classes (rows of C), or tokens (rows of E), ascending
     u32* tile_begin;                         // at e / 128 + 2 block: where the list of a tile of 128 sources begins, from e; and the last one's end
     u32* tile_entries;                       // at e: (owner in block * 128 + source in tile) << 16 | dL/dz as the exact path stores it
+    u32* crowded_blocks;                     // [MOST_CROWDED] blocks of classes, in any order
+    u32* crowded_next;                       // [MOST_CROWDED] entries of theirs that have a place, from the block's first
     u32* in_tile;                            // [row_blocks, ceil(block_entries / 32)] a bit for each entry of dE that is in a tile
 };
 

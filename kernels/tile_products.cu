@@ -159,8 +159,8 @@ __device__ __forceinline__ void product(
 ) {
     Accumulators acc;
     const gradient_product::Right<T, Sources> right = {
-        rows.data, rows.stride, {sources_of(a, block), a.backward.tile_sources[block.index]}, column0, rows.hidden};
-    multiply<T>(acc, reinterpret_cast<Operands<T>&>(smem.operands), entries_of(a, block), tile_begin_of(a, block), right);
+        rows.data, rows.stride, {sources_of(a, block), num_sources(a, block)}, column0, rows.hidden};
+    multiply<T>(acc, reinterpret_cast<Operands<T>&>(smem.operands), a, block, right);
     stage(smem.staged, acc, factor * gradient::scale_of<T>(a.backward.exact_scale[0]).up);
 }
 

@@ -39,6 +39,13 @@ __device__ __forceinline__ u32* tile_begin_of(const LceArgs& a, const Block& blo
 }
 __device__ __forceinline__ u32* entries_of(const LceArgs& a, const Block& block) { return a.backward.tile_entries + block.first; }
 
+// A crowded block has all rows for sources, in order, whether they have an entry or not, and the lists of its tiles come from as many
+// blocks of threads: each has a begin and an end of its own. Others have lists one after the other.
+__device__ __forceinline__ bool is_crowded(const LceArgs& a, const Block& block) { return (a.backward.tile_sources[block.index] & CROWDED) != 0; }
+__device__ __forceinline__ u32 num_sources(const LceArgs& a, const Block& block) {
+    return is_crowded(a, block) ? a.saved.header->num_rows : a.backward.tile_sources[block.index];
+}
+
 // The bit of an entry of dE, by its place in the block's lists.
 __device__ __forceinline__ u32* in_tile_of(const LceArgs& a, u32 row_block) {
     return a.backward.in_tile + u64(row_block) * ((a.block_entries + 31) / 32);
@@ -83,7 +90,7 @@ template <class T> struct Operands {
     alignas(128) u8 right[STAGES][OPERAND_BYTES];
 };
 
-struct Sources {                             // k -> row of C or of E
+struct Sources {                             // k -> row of C or of E; NONE: nothing there
     const u32* rows;
     u32 count;
     __device__ __forceinline__ u32 operator()(u32 k) const { return k < count ? rows[k] : NONE; }
@@ -92,8 +99,10 @@ struct Sources {                             // k -> row of C or of E
 // acc = sum over the block's sources of their tiles times their rows. The operands must be free, and are free again (of all threads) on return.
 template <class T>
 __device__ __forceinline__ void multiply(
-    Accumulators& acc, Operands<T>& operands, const u32* entries, const u32* tile_begin, const gradient_product::Right<T, Sources>& right
+    Accumulators& acc, Operands<T>& operands, const LceArgs& a, const Block& block, const gradient_product::Right<T, Sources>& right
 ) {
+    const u32 *entries = entries_of(a, block), *tile_begin = tile_begin_of(a, block);
+    const u32 apart = is_crowded(a, block) ? 2 : 1;
 #pragma unroll
     for (u32 i = 0; i < 64; ++i) acc[i / 16][i / 4 % 4][i % 4] = 0.0f;
 
@@ -110,7 +119,7 @@ __device__ __forceinline__ void multiply(
     };
     for (u32 step = 0; step < STAGES - 1; ++step) fetch(step);
     for (u32 tile = 0; tile < num_tiles; ++tile) {
-        const u32 begin = tile_begin[tile], end = tile_begin[tile + 1];        // not a tile ahead: that spills on sm_100
+        const u32 begin = tile_begin[tile * apart], end = tile_begin[tile * apart + 1];      // not a tile ahead: that spills on sm_100
         if (tile > 0) __syncthreads();           // the tile before this one has been multiplied
         fill<T>(operands.left, {entries + begin, end - begin});
 #pragma unroll 1

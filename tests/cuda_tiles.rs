@@ -243,3 +243,32 @@ fn what_rows_without_entries_hold_does_not_matter() {
     assert!(!d_classifier.contains(&true));
     assert_eq!(emulator::take_reports(), [""; 0]);
 }
+
+/// Nor does a row of C that is no number: two rows of the block have a target whose logit is -inf, and bear it by themselves.
+#[test]
+fn a_masked_target_spoils_the_rows_that_have_it_alone() {
+    let _guard = emulated();
+    configure(2);
+    let mut tensors = several_tiles(DType::BF16);
+    tensors.bias = None;
+    tensors.spec.bias = false;
+    (0..150).for_each(|token| tensors.set_embedding(token, 0, 1.0));
+    (0..140).for_each(|class| tensors.set_classifier(class, 0, if class == 77 { f32::NEG_INFINITY } else { 0.0 }));
+    let spoiled = [3, 90];
+    tensors.targets.iter_mut().for_each(|target| *target = if *target == 77 { 78 } else { *target });
+    spoiled.iter().for_each(|&token| tensors.targets[token] = 77);
+    let backend = CudaStaged::new(0).expect("an emulated device");
+    emulator::reset_counters();
+    let run = |tiles| gradients(&backend.clone().with_kernels(tuned(tiles)), &tensors, [true, true, false], None).0;
+    let [tiles, gathers] = [Tiles::Everywhere, Tiles::Off].map(run);
+    assert_eq!(multiplied(), [true, false, true, false]);
+    for (row, (ours, other)) in tiles[0].chunks(136).zip(gathers[0].chunks(136)).enumerate() {
+        let is_finite = |bits: &[u32]| bits.iter().all(|&bits| f32::from_bits(bits).is_finite());
+        assert_eq!(
+            (is_finite(ours), is_finite(other)),
+            [(true, true), (false, false)][usize::from(spoiled.contains(&row))]
+        );
+    }
+    assert!(tiles[1].iter().all(|&bits| f32::from_bits(bits).is_finite()));
+    assert_eq!(emulator::take_reports(), [""; 0]);
+}

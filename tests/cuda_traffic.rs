@@ -87,6 +87,7 @@ fn tiles(problem: &Problem<'_>, tiles: Tiles, kept: u64) -> [TileEntries; 2] {
     }
     assert_eq!(entries.len() as u64, kept);
     let least = if tiles == Tiles::Everywhere { 1 } else { 32 };
+    let rows = expected.reference.targets.iter().flatten().count() as u64;
     let side = |owner: fn(&(usize, usize)) -> usize, source: fn(&(usize, usize)) -> usize, is_rows: bool| {
         let mut blocks = BTreeMap::<usize, BTreeMap<usize, u64>>::new(); // block, source: entries
         for entry in &entries {
@@ -97,6 +98,8 @@ fn tiles(problem: &Problem<'_>, tiles: Tiles, kept: u64) -> [TileEntries; 2] {
             let of_block: u64 = block.values().sum();
             let shared: Vec<u64> = block.values().copied().filter(|&n| n >= 2 || !is_rows).collect();
             let sources = shared.len() as u64;
+            let crowded = !is_rows && of_block >= 4 * rows && rows >= least;
+            let sources = if crowded { rows } else { sources };
             if sources < least || (!is_rows && 3 * sources > 2 * of_block) {
                 continue;
             }

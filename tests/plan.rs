@@ -364,7 +364,8 @@ fn sizes_are_their_formulas() {
             "4 V" => 4 * v,
             "4 (V + 1)" => 4 * (v + 1),
             "4 (ceil(V / 4096) + 1)" => 4 * (v.div_ceil(4096) + 1),
-            "8" => 8,
+            "16" => 16,
+            "4 * 1024" => 4096,
             "4 blocks" => 4 * row_blocks.max(v.div_ceil(128)),
             "4 E" => 4 * row_blocks * block_entries,
             "4 (2 (E / 3) + 4)" => 4 * (2 * (row_blocks * block_entries / 3) + 4),
@@ -565,14 +566,24 @@ fn tiles_are_for_16_bit_rows_of_whole_vectors() {
         Workload { aligned: false, ..gemma },
         workload(8192, 256_000, 2300),
         gemma.with_kernels(set(Tiles::Off)),
+        workload(256, 151_936, 896), // 14 blocks of 128 by 128: too few
         dense,
     ] {
         assert_eq!(tiles(&without), Tiles::Off, "{without:?}");
     }
 }
 
-const OF_TILES: [&str; 7] =
-    ["tile_work", "tile_sources", "active_blocks", "sources", "tile_begin", "tile_entries", "in_tile"];
+const OF_TILES: [&str; 9] = [
+    "tile_work",
+    "tile_sources",
+    "active_blocks",
+    "sources",
+    "tile_begin",
+    "tile_entries",
+    "crowded_blocks",
+    "crowded_next",
+    "in_tile",
+];
 
 /// What tiles need lies where the exact path's gradients do, which is in use when tiles are done with; nothing else shares its memory.
 #[test]

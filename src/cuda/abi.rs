@@ -129,6 +129,8 @@ mirror! {
     LceTileWork {
         active: u32,
         next_item: u32,
+        crowded: u32,
+        padding: u32,
     }
     LceBackwardScratch {
         coefficients: Address,
@@ -154,6 +156,8 @@ mirror! {
         sources: Address,
         tile_begin: Address,
         tile_entries: Address,
+        crowded_blocks: Address,
+        crowded_next: Address,
         in_tile: Address,
     }
     /// The argument of every kernel.
@@ -293,6 +297,7 @@ mod tests {
         assert_eq!(constant("MAX_PARTIALS") as usize, plan::MAX_PARTIALS);
         assert_eq!(1 << constant("CLASS_BITS"), plan::MAX_VOCAB);
         assert_eq!(constant("SUM_PARTS") as usize, plan::SUM_PARTS);
+        assert_eq!(constant("MOST_CROWDED") as usize, plan::MOST_CROWDED);
         assert_eq!(constant("NONE"), NONE);
         let enumerator = |name: &str| between(HEADER, &format!("{name} = "), "}").split(',').next().map(str::trim);
         let ours = [

@@ -176,6 +176,8 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
             sources: region("sources"),
             tile_begin: region("tile_begin"),
             tile_entries: region("tile_entries"),
+            crowded_blocks: region("crowded_blocks"),
+            crowded_next: region("crowded_next"),
             in_tile: region("in_tile"),
         },
         row_blocks: plan.row_blocks,

@@ -69,9 +69,10 @@ kernels! {
     COLUMN_SCAN_B = "lce_column_scan_b" One 256 32;
     COLUMN_SCAN_C = "lce_column_scan_c" One 256 32;
     COLUMN_SCATTER = "lce_column_scatter" One 256 0;
-    ROW_TILES = "lce_row_tiles" HalfTypes 1024 77952;
+    ROW_TILES = "lce_row_tiles" HalfTypes 1024 86148;
     D_EMBEDDINGS_TILES = "lce_d_embeddings_tiles" HalfTypes 256 75904;
-    CLASS_TILES = "lce_class_tiles" HalfTypes 1024 77952;
+    CLASS_TILES = "lce_class_tiles" HalfTypes 1024 86148;
+    CROWDED_TILES = "lce_crowded_tiles" HalfTypes 1024 4096;
     D_CLASSIFIER_TILES = "lce_d_classifier_tiles" HalfTypes 256 75904;
     D_CLASSIFIER = "lce_d_classifier" Types 256 13072;
     CLASS_SUM = "lce_class_sum" Types 256 8192;

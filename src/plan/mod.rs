@@ -33,6 +33,8 @@ pub const MAX_PARTIALS: usize = 1024;
 pub const MAX_VOCAB: usize = 1 << 25;
 /// Parts into which sums over all rows or classes are cut.
 pub const SUM_PARTS: usize = 64;
+/// Blocks of classes whose tiles' lists are made row block by row block.
+pub const MOST_CROWDED: usize = 1024;
 
 const MIB: usize = 1 << 20;
 
@@ -243,7 +245,7 @@ impl LaunchPlan {
         };
         let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
-        let tiles = if dense { Tiles::Off } else { tiles(workload) };
+        let tiles = if dense { Tiles::Off } else { tiles(workload, device) };
         let workspace = Workspace::new(&Sizes {
             shape: workload.shape,
             element,
@@ -400,6 +402,7 @@ impl LaunchPlan {
             if tiles && d_classifier {
                 steps.fill("tile_work", 0);
                 steps.launch(kernels::CLASS_TILES, classes(BLOCK_V));
+                steps.launch(kernels::CROWDED_TILES, [self.row_blocks, 1]);
                 steps.launch(kernels::D_CLASSIFIER_TILES, [resident, 1]);
             }
             // Some blocks for the popular classes besides those that own 16 classes each.
@@ -497,11 +500,17 @@ fn room(workload: &Workload) -> usize {
     workload.room.unwrap_or(fitting).clamp(1, vocab.max(1))
 }
 
-/// See [`LaunchPlan::tiles`]. Tensor cores take 16-bit inputs whose rows are whole vectors of 16 bytes.
-fn tiles(workload: &Workload) -> Tiles {
+/// See [`LaunchPlan::tiles`]. Tensor cores take 16-bit inputs whose rows are whole vectors of 16 bytes. With less work than half of the
+/// multiprocessors take, gathers by row are faster, which are for all of them.
+fn tiles(workload: &Workload, device: &DeviceInfo) -> Tiles {
     let Shape { tokens, hidden, vocab } = workload.shape;
+    let blocks = tokens.div_ceil(BLOCK_N) * hidden.div_ceil(BLOCK_N);
     let fits = workload.dtype != DType::F32 && workload.aligned && hidden > 0 && hidden.is_multiple_of(8);
-    if fits && tokens > 0 && vocab > 0 { workload.kernels.tuning.tiles } else { Tiles::Off }
+    match workload.kernels.tuning.tiles {
+        _ if !fits || tokens == 0 || vocab == 0 => Tiles::Off,
+        Tiles::WhereFaster if 2 * blocks < device.sm_count as usize => Tiles::Off,
+        tiles => tiles,
+    }
 }
 
 /// See [`LaunchPlan::block_entries`].

@@ -1,6 +1,6 @@
 //! Every byte of device memory that a forward and a backward need beyond inputs and outputs, by name and formula.
 
-use super::{BLOCK_N, BLOCK_V, MIB, SUM_PARTS};
+use super::{BLOCK_N, BLOCK_V, MIB, MOST_CROWDED, SUM_PARTS};
 use crate::{Error, Result, Shape};
 
 /// When a region is in use.
@@ -110,13 +110,15 @@ impl Workspace {
         // A block is 128 rows or 128 classes. E entries, of a block's n at most 2 n / 3 sources.
         let (blocks, e) = (s.row_blocks.max(v.div_ceil(BLOCK_V)), s.row_blocks.saturating_mul(s.block_entries));
         let (sources, begins) = ((e / 3).saturating_mul(2).saturating_add(4), (e / 128).saturating_add(2 * blocks + 2));
-        let of_tiles: [(&'static str, Group, bool, &'static str, &[usize]); 7] = [
-            ("tile_work", Backward, s.tiles, "8", &[8]),
+        let of_tiles: [(&'static str, Group, bool, &'static str, &[usize]); 9] = [
+            ("tile_work", Backward, s.tiles, "16", &[16]),
             ("tile_sources", Backward, s.tiles, "4 blocks", &[4, blocks]),
             ("active_blocks", Backward, s.tiles, "4 blocks", &[4, blocks]),
             ("sources", Backward, s.tiles, "4 (2 (E / 3) + 4)", &[4, sources]),
             ("tile_begin", Backward, s.tiles, "4 (E / 128 + 2 blocks + 2)", &[4, begins]),
             ("tile_entries", Backward, s.tiles, "4 E", &[4, e]),
+            ("crowded_blocks", Backward, s.tiles && s.columns, "4 * 1024", &[4, MOST_CROWDED]),
+            ("crowded_next", Backward, s.tiles && s.columns, "4 * 1024", &[4, MOST_CROWDED]),
             (
                 "in_tile",
                 Backward,

@@ -113,10 +113,10 @@ fn zipf(kept: f64, tokens: usize, vocab: usize) -> [TileEntries; 2] {
         if middle * (1.0 + (vocab as f64 / middle).ln()) < kept { low = middle } else { high = middle }
     }
     let chance = |rank: usize| (high / (rank + 1) as f64).min(1.0);
-    let blocks = tokens.div_ceil(128) as f64;
+    let (rows, blocks) = (tokens.min(128) as f64, tokens.div_ceil(128) as f64);
     let [mut row_tiles, mut class_tiles] = [TileEntries::default(); 2];
     // Of 128 rows: classes that two of them keep, or more. Counts are nearly those of Poisson's law.
-    let of_block = |rank| 128.0 * chance(rank);
+    let of_block = |rank| if rows < 2.0 { 0.0 } else { rows * chance(rank) };
     let sources: f64 = (0..vocab).map(|v| 1.0 - (-of_block(v)).exp() * (1.0 + of_block(v))).sum();
     let entries: f64 = (0..vocab).map(|v| of_block(v) * (1.0 - (-of_block(v)).exp())).sum();
     row_tiles.tiles = (blocks * (sources / 128.0).ceil()) as u64;
