@@ -102,13 +102,12 @@ template <bool AGAIN, class Owners> __device__ __forceinline__ void mark(ListSme
     });
 }
 
-// How many sources `chosen` has; block-wide.
+// How many sources `chosen` has; block-wide. Where runs begin is complete behind a barrier to come.
 __device__ __forceinline__ u32 count_sources(ListSmem& smem, const u32* chosen, u32 words) {
     const u32 t = threadIdx.x;
     u32 own = 0, total;
     for (u32 word = t * RUN; word < t * RUN + RUN && word < words; ++word) own += u32(prim::popc(chosen[word_at(word)]));
     smem.run_begin[t] = block::exclusive_scan<LIST_THREADS>(smem.scan, own, total);
-    __syncthreads();
     return total;
 }
 
