@@ -9,7 +9,7 @@ mod common;
 use common::baseline::Baseline;
 use common::slice_oracle::{Outcome, SliceOracle};
 use common::survey::{host_products, survey};
-use common::workload::{SHARPNESS, Workload};
+use common::workload::{CONFIDENCE, Workload};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use cut_cross_entropy::{
     CceOptions, Cpu, DType, GradientFilter, GradientSinks, HostBuffer, Shape, Sink, Telemetry, Upstream,
@@ -66,7 +66,7 @@ fn benches(criterion: &mut Criterion) {
 
 fn generate(shape: Shape, dtype: DType) -> Workload {
     const SEED: u64 = 1;
-    let workload = Workload::without_targets(shape, dtype, None, SEED, SHARPNESS);
+    let workload = Workload::without_targets(shape, dtype, None, SEED, CONFIDENCE);
     let found = survey(&workload, Some(SEED), &mut host_products(&workload));
     workload.surveyed(found.expect("a matmul on the host does not fail"))
 }

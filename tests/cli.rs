@@ -424,6 +424,27 @@ fn bench_verifies_and_writes_csv_and_svg() {
 }
 
 #[test]
+fn bench_makes_rows_that_keep_as_many_entries_as_asked() {
+    let shape = ["--shape", "gpt2", "--tokens", "64", "--vocab", "3000", "--hidden", "64", "--dtype", "f32"];
+    let bench =
+        |kept| cce(&[&["bench", "--rounds", "0", "--methods", "unbiased", "--kept", kept], &shape[..]].concat());
+    let result = bench("20,400,900");
+    let stdout = text(&result.stdout);
+    assert!(result.status.success(), "{stdout}{}", text(&result.stderr));
+    let kept: Vec<f64> = stdout
+        .lines()
+        .filter_map(|line| line.split_once("entries a row: ")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    for (kept, asked) in kept.iter().zip([20.0, 400.0, 900.0]) {
+        assert!((kept / asked - 1.0).abs() < 0.4, "{stdout}"); // of 32 rows of these 64
+    }
+    assert_eq!((kept.len(), stdout.matches("verified").count()), (3, 3), "{stdout}");
+    // No softmax keeps more than 1 / ε.
+    let refused = bench("1100");
+    assert!(!refused.status.success() && text(&refused.stderr).contains("1100"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn bench_takes_a_file_and_refuses_unknown_shapes() {
     let setting = Setting::new(&basic());
     let input = setting.path("in.safetensors");

@@ -137,11 +137,13 @@ impl<'a> SliceOracle<'a> {
         };
         let borderline = threshold > 0.0 && (p - threshold).abs() <= BORDERLINE * threshold;
         let slack = match () {
-            // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off: absolute, however small p - 1 is. A plain
-            // sum of V terms also loses what is below half a unit of 1, and its logits' roundings do not cancel.
+            // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off, and is wrong by the target's logit where that
+            // was summed up apart from the others: absolute, however small p - 1 is. A plain sum of V terms also loses what is below
+            // half a unit of 1.
             () if is_target => {
-                let plain = 4.0 * z.abs() + (self.workload.shape.vocab as f64).sqrt();
-                p * (16.0 + if outcome.sums_plainly { plain } else { 0.0 }) * f64::from(f32::EPSILON) / 2.0
+                let plain = (self.workload.shape.vocab as f64).sqrt();
+                let units = 16.0 + 4.0 * z.abs() + if outcome.sums_plainly { plain } else { 0.0 };
+                p * units * f64::from(f32::EPSILON) / 2.0
             }
             () if borderline => p.max(eps),
             () => 0.0,

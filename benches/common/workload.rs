@@ -28,12 +28,14 @@ const CLUSTERS: usize = 1024;
 /// Chosen for the loss of a trained model, 3 to 4 nats. Of 3.0, 3.5, 4.0 and 4.3 tried, 3.5 gave 4.36 nats at N=2048
 /// V=65536 D=1024, with 300 entries a row kept at 2^-10; 4.3 gives 3.53 nats and 216 there, 3.51 and 217 at N=1024
 /// V=151936 D=896. Sharper rows make a sparse backward faster: compare times only beside the survey's numbers.
-pub const SHARPNESS: f32 = 4.3;
+const SHARPNESS: f32 = 4.3;
 /// Standard deviation of its logarithm over rows.
 const SHARPNESS_SPREAD: f32 = 0.35;
 /// Length of the shared direction in the embeddings.
 const PRIOR_SCALE: f32 = 8.0;
-/// Rows that [`sharpness_keeping`] looks at.
+/// Multiplies the context part of the logits and, below 1, the prior, too: 0 makes every class equally probable.
+pub const CONFIDENCE: f32 = 1.0;
+/// Rows that [`confidence_keeping`] looks at.
 const SAMPLE: usize = 32;
 /// Standard deviation of the log-prior around Zipf's law.
 const PRIOR_NOISE: f32 = 0.5;
@@ -53,9 +55,10 @@ pub struct Workload {
 
 impl Workload {
     /// Generated matrices of that shape and dtype, a pure function of the arguments; targets are yet to be drawn by
-    /// [`survey`](super::survey::survey). `sharpness` is [`SHARPNESS`], or what [`sharpness_keeping`] found.
-    pub fn without_targets(shape: Shape, dtype: DType, softcap: Option<f32>, seed: u64, sharpness: f32) -> Self {
-        let (embeddings, wide_embeddings) = rounded(embeddings(shape, seed, PRIOR_SCALE, sharpness), dtype);
+    /// [`survey`](super::survey::survey). `confidence` is [`CONFIDENCE`], or what [`confidence_keeping`] found.
+    pub fn without_targets(shape: Shape, dtype: DType, softcap: Option<f32>, seed: u64, confidence: f32) -> Self {
+        let (embeddings, wide_embeddings) =
+            rounded(embeddings(shape, seed, [PRIOR_SCALE * confidence.min(1.0), SHARPNESS * confidence]), dtype);
         let (classifier, wide_classifier) = rounded(classifier(shape, seed), dtype);
         let (targets, survey) = (Vec::new(), Survey::default());
         Workload { shape, softcap, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
@@ -122,24 +125,26 @@ fn capped(softcap: Option<f32>, product: f64) -> f64 {
     softcap.map_or(product, |cap| f64::from(cap) * (product / f64::from(cap)).tanh())
 }
 
-/// The sharpness with which a row keeps `kept` entries on average at `eps`, `Σ_v min(1, p / eps)`, by [`SAMPLE`] rows. `None`: even rows
-/// without context keep fewer, or the sharpest keep more.
-pub fn sharpness_keeping(kept: f64, eps: f64, shape: Shape, softcap: Option<f32>, seed: u64) -> Option<f32> {
+/// The confidence with which a row keeps `kept` entries on average at `eps`, `Σ_v min(1, p / eps)`, by [`SAMPLE`] rows. `None`: even equal
+/// probabilities keep fewer, or the sharpest rows more.
+pub fn confidence_keeping(kept: f64, eps: f64, shape: Shape, softcap: Option<f32>, seed: u64) -> Option<f32> {
     let Shape { tokens, hidden, vocab } = shape;
     let sample: Vec<usize> = (0..SAMPLE.min(tokens)).map(|k| k * tokens / SAMPLE.min(tokens)).collect();
     let classifier = classifier(shape, seed);
-    // Logits are linear in the embeddings: those of the prior, and those of the context at a sharpness of 1.
-    let [prior, context] = [(PRIOR_SCALE, 0.0), (0.0, 1.0)].map(|(prior_scale, sharpness)| {
-        let all = embeddings(shape, seed, prior_scale, sharpness);
+    // Logits are linear in the embeddings: those of the prior, and those of the context.
+    let [prior, context] = [[PRIOR_SCALE, 0.0], [0.0, SHARPNESS]].map(|scales| {
+        let all = embeddings(shape, seed, scales);
         let rows: Vec<f32> = sample.iter().flat_map(|&i| &all[i * hidden..][..hidden]).copied().collect();
         let mut products = vec![0.0; sample.len() * vocab];
         let of_classes = View::new(&classifier, vocab, hidden).transposed();
         multiply(&mut products, View::new(&rows, sample.len(), hidden), of_classes);
         products
     });
-    let kept_at = |sharpness: f64| {
+    let kept_at = |confidence: f64| {
         let row = |(prior, context): (&[f32], &[f32])| {
-            let logit = |(p, c): (&f32, &f32)| capped(softcap, f64::from(*p) + sharpness * f64::from(*c));
+            let logit = |(p, c): (&f32, &f32)| {
+                capped(softcap, confidence.min(1.0) * f64::from(*p) + confidence * f64::from(*c))
+            };
             let logits: Vec<f64> = prior.iter().zip(context).map(logit).collect();
             let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
@@ -148,7 +153,7 @@ pub fn sharpness_keeping(kept: f64, eps: f64, shape: Shape, softcap: Option<f32>
         let rows = prior.par_chunks(vocab).zip(context.par_chunks(vocab));
         rows.map(row).sum::<f64>() / sample.len() as f64
     };
-    let (mut low, mut high) = (0.0, 64.0);
+    let (mut low, mut high) = (0.0, 16.0);
     if !(kept_at(high)..=kept_at(low)).contains(&kept) {
         return None;
     }
@@ -171,7 +176,7 @@ fn rounded(values: Vec<f32>, dtype: DType) -> (HostBuffer, Vec<f32>) {
     (buffer, wide)
 }
 
-fn embeddings(shape: Shape, seed: u64, prior_scale: f32, sharpness: f32) -> Vec<f32> {
+fn embeddings(shape: Shape, seed: u64, [prior_scale, sharpness]: [f32; 2]) -> Vec<f32> {
     let mut rows = vec![0.0; shape.tokens * shape.hidden];
     let prior = direction(shape.hidden, seed);
     rows.par_chunks_mut(shape.hidden.max(1)).enumerate().for_each(|(i, row)| {

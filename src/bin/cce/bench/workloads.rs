@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use crate::args::{BackendArg, DTypeArg, ShapeArgs};
-use crate::common::workload::{SHARPNESS, Workload, sharpness_keeping};
+use crate::common::workload::{CONFIDENCE, Workload, confidence_keeping};
 use crate::tensors::{self, Output, TensorFile};
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -66,12 +66,12 @@ pub fn generate(
 ) -> anyhow::Result<Workload> {
     ensure!(shape.tokens > 0 && shape.hidden > 0 && shape.vocab > 0, "a benchmark needs sizes above 0: {shape}");
     let softcap = some(softcap)?;
-    let sharpness = match kept {
-        None => SHARPNESS,
-        Some(kept) => sharpness_keeping(kept.into(), 2.0_f64.powi(-10), shape, softcap, seed)
-            .with_context(|| format!("no sharpness of the generator's rows keeps {kept} entries of {shape}"))?,
+    let confidence = match kept {
+        None => CONFIDENCE,
+        Some(kept) => confidence_keeping(kept.into(), 2.0_f64.powi(-10), shape, softcap, seed)
+            .with_context(|| format!("the generator cannot make rows that keep {kept} entries of {shape}"))?,
     };
-    let workload = Workload::without_targets(shape, dtype, softcap, seed, sharpness);
+    let workload = Workload::without_targets(shape, dtype, softcap, seed, confidence);
     let found = machine.survey(&workload, Some(seed))?;
     Ok(workload.surveyed(found))
 }
