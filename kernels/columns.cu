@@ -9,23 +9,13 @@
 #include "abi.h"
 #include "block_scan.cuh"
 #include "column_sum.cuh"
-#include "gradient.cuh"
+#include "row_list.cuh"
 
 namespace {
 
 constexpr u32 THREADS = 256;
 constexpr u32 PER_THREAD = 16;
 constexpr u32 SCAN = THREADS * PER_THREAD;       // classes that a block scans: the 4096 of column_block_sum
-
-// ---- row lists, a warp a row --------------------------------------------------------------------------------------------
-struct RowList { const LceEntry* entries; u32 count; };
-
-__device__ __forceinline__ RowList row_list(const LceArgs& a, u32 row) {
-    if (row >= a.saved.header->num_rows) return {nullptr, 0};
-    const u32 count = a.saved.entry_count[row];
-    if (count == NONE || count == 0 || gradient::is_zero(a.backward.coefficients[row])) return {nullptr, 0};
-    return {a.saved.entries + u64(row / BLOCK_N) * a.block_entries + a.saved.entry_begin[row], count};
-}
 
 // ---- scan ---------------------------------------------------------------------------------------------------------------
 using ScanSpace = block::ScanSpace<THREADS>;
