@@ -36,8 +36,10 @@ static_assert(sizeof(ListSmem) <= 96 * 1024, "devices with 99 KB of shared memor
 __device__ __forceinline__ u32 word_at(u32 word) { return word + word / RUN; }
 
 // ---- owners and their entries -------------------------------------------------------------------------------------------------
-// Calls use(k, entry) for a warp's share of a list, each lane waiting for several entries at once.
-template <u32 BATCH, class Use> __device__ __forceinline__ void for_each_of(const LceEntry* entries, u32 count, Use use) {
+// Calls use(k, entry) for a warp's share of a list, each lane waiting for two entries at once: three or more spill on sm_80, 86 or 100
+// (ptxas 13.0).
+template <class Use> __device__ __forceinline__ void for_each_of(const LceEntry* entries, u32 count, Use use) {
+    constexpr u32 BATCH = 2;
     for (u32 base = threadIdx.x % 32; base < count; base += 32 * BATCH) {
         LceEntry own[BATCH];
 #pragma unroll
@@ -64,7 +66,7 @@ struct RowOwners {
             const u32 row = row_block * TILE + owner;
             const RowList list = row_list(a, row);
             const u32 place = list.count == 0 ? 0 : a.saved.entry_begin[row];
-            for_each_of<4>(list.entries, list.count, [&](u32 k, LceEntry entry) {
+            for_each_of(list.entries, list.count, [&](u32 k, LceEntry entry) {
                 use(owner, entry.index, place + k, [&] { return gradient(row, entry); }, entry.value);
             });
         }
@@ -83,7 +85,7 @@ struct ClassOwners {
     template <class Use> __device__ __forceinline__ void for_each_entry(Use use) const {
         for (u32 owner = threadIdx.x / 32; owner < TILE && tile * TILE + owner < a.problem.vocab; owner += LIST_THREADS / 32) {
             const column_sum::List list = column_sum::list_of(a, tile * TILE + owner);
-            for_each_of<8>(list.entries, list.count, [&](u32, LceEntry entry) { use(owner, entry.index, 0u, [&] { return entry.value; }, 0.0f); });
+            for_each_of(list.entries, list.count, [&](u32, LceEntry entry) { use(owner, entry.index, 0u, [&] { return entry.value; }, 0.0f); });
         }
     }
 };
