@@ -16,7 +16,7 @@ constexpr u32 BLOCK_V = 128;                 // classes of a logits tile
 constexpr u32 MAX_PARTIALS = 1024;           // most (round, split) pairs of a forward
 constexpr u32 CLASS_BITS = 25;               // a candidate packs its class below its row in the block: V <= 2^25
 constexpr u32 NONE = 0xFFFFFFFFu;            // no row, no class
-constexpr u32 CROWDED = 1u << 31;             // in tile_sources
+constexpr u32 CROWDED = 1u << 31;            // in tile_sources
 constexpr u32 MOST_CROWDED = 1024;           // crowded blocks
 constexpr u32 SUM_PARTS = 64;                // parts into which sums over all rows or classes are cut, whatever their number
 

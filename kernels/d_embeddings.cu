@@ -3,8 +3,8 @@
 //     grid (N, ceil(D / 1024)): a block owns a token and a share of the columns; a thread 8 columns, in 16-byte vectors
 //
 // What bounds it: gathered rows of C, N k D elements, from L2 or HBM. A thread has 8 vectors in flight: 7 blocks of an SM keep
-// 112 KiB on their way. The longest row is the tail: about 1 / eps entries, 8 at a time. Rows of the exact path are left to it, and sparse rows of
-// blocks that multiply tiles to lce_d_embeddings_tiles.
+// 112 KiB on their way. The longest row is the tail: about 1 / eps entries, 8 at a time. Rows of the exact path are left to it, and
+// sparse rows of blocks that multiply tiles to lce_d_embeddings_tiles.
 #include "abi.h"
 #include "gather.cuh"
 #include "gradient.cuh"

@@ -257,17 +257,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_ti
         const u32 steps = work.pass.row_tiles * (TILE / gradient_product::STEP<T>);
         gradient_product::multiply<T, true, ALIGNED>(acc, smem.ring, left, work.pass.width, right, steps);
     }
-    const float factor = work.scale.up * p.logit_scale;
-    const u32 thread = gradient_product::own_thread();
-#pragma unroll
-    for (u32 m = 0; m < 4; ++m)
-#pragma unroll
-        for (u32 h = 0; h < 2; ++h)
-#pragma unroll
-            for (u32 n = 0; n < 4; ++n) {
-                const u32 at = gradient_product::row_of(thread, m, h) * STAGED_STRIDE + gradient_product::column_of(thread, n);
-                store_pair(&smem.staged[at], acc[m][n][2 * h] * factor, acc[m][n][2 * h + 1] * factor);
-            }
+    gradient_product::stage<STAGED_STRIDE>(smem.staged, acc, work.scale.up * p.logit_scale);
 }
 
 // dbias of 128 classes, in smem.bias: a thread sums 16 bytes of columns over every GROUPS-th row, then the groups are added in order.

@@ -49,6 +49,21 @@ __device__ __forceinline__ void shift_rows(Accumulators& acc) {
 // compiler computes the addresses of all phases once at its start, and then spills them in the main loops.
 __device__ __forceinline__ u32 own_thread() { return prim::shfl_idx(u32(threadIdx.x), int(threadIdx.x % 32)); }
 
+// The block's tile, times `factor`, to rows of STRIDE words in shared memory. Complete behind a barrier to come.
+template <u32 STRIDE> __device__ __forceinline__ void stage(float* staged, const Accumulators& acc, float factor) {
+    const u32 thread = own_thread();
+#pragma unroll
+    for (u32 m = 0; m < 4; ++m)
+#pragma unroll
+        for (u32 h = 0; h < 2; ++h)
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                const float first = acc[m][n][2 * h] * factor, second = acc[m][n][2 * h + 1] * factor;
+                *reinterpret_cast<u64*>(&staged[row_of(thread, m, h) * STRIDE + column_of(thread, n)]) =
+                    prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
+            }
+}
+
 // ---- shared memory layouts ----------------------------------------------------------------------------------------------
 // [128][k], rows of 64 bytes, lies as a logits tile's operands do.
 // [k][128]: for 16 bits ldmatrix reads one chunk of eight k's; for f32 a warp reads eight words of four k's.

@@ -48,21 +48,6 @@ struct Smem {
 static_assert(sizeof(Smem) <= 96 * 1024, "devices with 99 KB of shared memory run one block");
 
 // ---- staging ----------------------------------------------------------------------------------------------------------------
-// The block's tile to shared memory, times `factor`; complete behind a barrier to come.
-__device__ __forceinline__ void stage(float* staged, const Accumulators& acc, float factor) {
-    const u32 thread = gradient_product::own_thread();
-#pragma unroll
-    for (u32 m = 0; m < 4; ++m)
-#pragma unroll
-        for (u32 h = 0; h < 2; ++h)
-#pragma unroll
-            for (u32 n = 0; n < 4; ++n) {
-                const u32 at = gradient_product::row_of(thread, m, h) * STAGED_STRIDE + gradient_product::column_of(thread, n);
-                const float first = acc[m][n][2 * h] * factor, second = acc[m][n][2 * h + 1] * factor;
-                *reinterpret_cast<u64*>(&staged[at]) = prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
-            }
-}
-
 template <u32 COUNT> __device__ __forceinline__ void load_staged(float (&values)[COUNT], const float* from) {
 #pragma unroll
     for (u32 i = 0; i < COUNT; i += 4) {
@@ -130,10 +115,10 @@ template <class T> __device__ __forceinline__ void finish_row(const LceArgs& a, 
     const LceProblem& p = a.problem;
     if (a.saved.row_class[row] == NONE || a.saved.entry_count[row] == NONE) return;     // poisoned by d_embeddings.cu; left to the exact path
     const RowList list = row_list(a, row);
-    const u32 lane = threadIdx.x % 32, in_tile = lane % 16 * 8, column = column0 + in_tile;
+    const u32 lane = threadIdx.x % 32, offset = lane % 16 * 8, column = column0 + offset;
 
     float sum[8] = {};
-    if (lane < 16) load_staged(sum, &smem.staged[row % TILE * STAGED_STRIDE + in_tile]);
+    if (lane < 16) load_staged(sum, &smem.staged[row % TILE * STAGED_STRIDE + offset]);
     Queue& queue = smem.queues[threadIdx.x / 32];
     for (u32 base = 0; base < list.count; base += QUEUE) {
         prim::syncwarp();                        // the entries before have been used
@@ -161,7 +146,7 @@ __device__ __forceinline__ void product(
     const gradient_product::Right<T, Sources> right = {
         rows.data, rows.stride, {sources_of(a, block), num_sources(a, block)}, column0, rows.hidden};
     multiply<T>(acc, reinterpret_cast<Operands<T>&>(smem.operands), a, block, right);
-    stage(smem.staged, acc, factor * gradient::scale_of<T>(a.backward.exact_scale[0]).up);
+    gradient_product::stage<STAGED_STRIDE>(smem.staged, acc, factor * gradient::scale_of<T>(a.backward.exact_scale[0]).up);
 }
 
 template <class T> __device__ __forceinline__ void d_embeddings(const LceArgs& a, Smem& smem, u32 row_block, u32 column0) {
@@ -183,10 +168,10 @@ template <class T> __device__ __forceinline__ void d_classifier(const LceArgs& a
     const LceProblem& p = a.problem;
     product<T>(a, smem, of_classes(a, tile), gather::embeddings<T>(p), column0, 1.0f);
     __syncthreads();
-    const u32 in_tile = threadIdx.x % 32 * 4, column = column0 + in_tile, end = (tile + 1) * TILE < p.vocab ? (tile + 1) * TILE : p.vocab;
+    const u32 offset = threadIdx.x % 32 * 4, column = column0 + offset, end = (tile + 1) * TILE < p.vocab ? (tile + 1) * TILE : p.vocab;
     for (u32 v = tile * TILE + threadIdx.x / 32; v < end && column < p.hidden; v += WARPS) {
         float values[4];
-        load_staged(values, &smem.staged[v % TILE * STAGED_STRIDE + in_tile]);
+        load_staged(values, &smem.staged[v % TILE * STAGED_STRIDE + offset]);
         column_sum::finish(a, values, logit_map::class_weight(p, v), column, p.hidden);
         sink::put<true>(a.d_classifier, u64(v) * p.hidden + column, values, p.hidden - column);
     }

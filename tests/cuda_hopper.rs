@@ -5,13 +5,12 @@
 mod common;
 
 use common::cases::{self, Case};
-use common::{OwnedUpstream, Spec, Tensors, picked, room, suite};
+use common::{OwnedUpstream, Spec, Tensors, emulated, picked, room, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
-use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use cut_cross_entropy_emulator::{self as emulator, Config};
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
 fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
@@ -71,32 +70,19 @@ fn of_every_backend() -> Vec<Case> {
     fitting
 }
 
-/// The settings of the emulator are those of the process: one test at a time.
-fn emulated() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::install().expect("the emulator is built with this test");
-    guard
-}
-
-/// In turn another order of threads and of asynchronous work.
 fn configure(turn: usize) {
     emulator::configure(&Config {
         device: "h100".into(),
-        order: [Order::Forward, Order::Reverse, Order::Random][turn % 3],
-        async_: [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3],
-        seed: turn as u64,
-        workers: 2,
         // Three clusters and one that is idle: of two units, the third cluster takes what is left over.
         multiprocessors: 7,
-        ..Config::default()
+        ..emulated::schedule(turn)
     });
 }
 
 /// Each case, of those that `CCE_CASES` picks, under one filter, one schedule and one tuning, in rotation; `kernels` must have
 /// multiplied in them.
 fn check(cases: &[Case], tunings: &[KernelChoice], filters: &[GradientFilter], kernels: &[&str]) {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     emulator::reset_counters();
     let known = [of_every_backend(), of_clusters(), of_the_exact_path()].concat();
     let wanted = picked::picked("CCE_CASES", &known.iter().map(|case| case.name.to_string()).collect::<Vec<_>>());
@@ -133,7 +119,7 @@ fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
 
 #[test]
 fn the_hopper_forward_matches_the_oracle_with_hardly_any_room() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     let mut raised = 0;
     for (turn, case) in [of_clusters(), of_every_backend()].concat().into_iter().enumerate() {
         if !case.options.capture {
@@ -167,7 +153,7 @@ fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
 
 #[test]
 fn results_are_the_same_bits_under_every_schedule() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     configure(0);
     let tuning = Tuning { chunk_mib: 0, ..Tuning::default() };
     let backend = CudaStaged::new(0)
@@ -200,7 +186,7 @@ fn bits(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions, upstream:
 /// dC sums over rows of E in boxes: what lies behind the last row, and between rows, is not in the sum, not even times zero.
 #[test]
 fn what_an_ignored_token_holds_does_not_matter() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     configure(1);
     let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
     let spec = Spec { ignored: 0.1, dtype: DType::BF16, ..Spec::new(70, 72, 300) };
@@ -222,7 +208,7 @@ fn what_an_ignored_token_holds_does_not_matter() {
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
 #[test]
 fn refuses_what_it_cannot_do() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let tensors = Spec::new(4, 8, 16).generate(); // f32
     let hopper = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
@@ -254,7 +240,7 @@ type FlatItem = [u32; 6];
 /// `kernels/hopper_schedule.cuh`, run for each round of plans, against `plan::Schedule::items`.
 #[test]
 fn the_device_shares_the_work_out_as_planned() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
     let stream = CudaContext::new(0).expect("an emulated device").default_stream();
     // The emulated driver finds kernels by name, whatever the image.

@@ -6,15 +6,14 @@ mod common;
 
 use common::cases::{self, Case};
 use common::compare::bits;
-use common::{Logits, Spec, Tensors, picked, suite};
+use common::{Logits, Spec, Tensors, emulated, picked, suite};
 use cut_cross_entropy::cuda::DeviceBuffer;
 use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tiles, Tuning};
 use cut_cross_entropy::{
     CceOptions, Cuda, CudaStaged, DType, GradientFilter, GradientSinks, HostBuffer, Inputs, Matrix, Reduction, Sink,
     Telemetry, Upstream, cce_backward, cce_backward_into, cce_forward,
 };
-use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use cut_cross_entropy_emulator as emulator;
 
 fn tuned(tiles: Tiles) -> KernelChoice {
     KernelChoice { family: KernelFamily::Portable, tuning: Tuning { tiles, ..Tuning::default() } }
@@ -57,32 +56,13 @@ fn of_tiles() -> Vec<Case> {
     shapes.into_iter().enumerate().map(case).collect()
 }
 
-/// The settings of the emulator are those of the process: one test at a time.
-fn emulated() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::install().expect("the emulator is built with this test");
-    guard
-}
-
-/// In turn another order of threads and of asynchronous work.
-fn configure(turn: usize) {
-    emulator::configure(&Config {
-        order: [Order::Forward, Order::Reverse, Order::Random][turn % 3],
-        async_: [Async::Lazy, Async::Eager, Async::Random][turn / 3 % 3],
-        seed: turn as u64,
-        workers: 2,
-        ..Config::default()
-    });
-}
-
 fn sparse_filters() -> Vec<GradientFilter> {
     suite::filters().into_iter().filter(|filter| *filter != GradientFilter::Exact).collect()
 }
 
 #[test]
 fn tiles_match_the_oracle_under_every_schedule() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     emulator::reset_counters();
     let known = [of_tiles(), of_every_backend()].concat();
     let wanted = picked::picked("CCE_CASES", &known.iter().map(|case| case.name.to_string()).collect::<Vec<_>>());
@@ -90,7 +70,7 @@ fn tiles_match_the_oracle_under_every_schedule() {
     let (filters, backend) = (sparse_filters(), std::cell::OnceCell::new());
     let mut failures = Vec::new();
     for (turn, case) in known.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
-        configure(turn);
+        emulator::configure(&emulated::schedule(turn));
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
         // All that there is to share, or what the device takes for faster.
         let tiles = [Tiles::Everywhere, Tiles::WhereFaster][usize::from(turn % 3 == 1)];
@@ -154,10 +134,10 @@ fn multiplied() -> [bool; 4] {
 
 #[test]
 fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
-    let _guard = emulated();
+    let _guard = emulated::lock();
     for dtype in [DType::BF16, DType::F16] {
         let tensors = several_tiles(dtype);
-        configure(0);
+        emulator::configure(&emulated::schedule(0));
         let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(tuned(Tiles::Everywhere));
         emulator::reset_counters();
         let (first, _) = gradients(&backend, &tensors, [true; 3], None);
@@ -166,7 +146,7 @@ fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
             continue; // differs by its rounding alone
         }
         for turn in [4, 8] {
-            configure(turn); // another order of threads, of atomics, of copies, and of who draws which item
+            emulator::configure(&emulated::schedule(turn)); // another order of threads, of atomics, of copies, and of who draws which item
             assert!(gradients(&backend, &tensors, [true; 3], None).0 == first, "{dtype}, turn {turn}");
         }
         for alone in 0..3 {
@@ -184,8 +164,8 @@ fn gradients_are_the_same_bits_under_every_schedule_and_by_themselves() {
 /// Exact rows write every class, from lists of the sparse ones; dE of the others is a product all the same.
 #[test]
 fn classes_are_no_product_where_a_row_is_exact() {
-    let _guard = emulated();
-    configure(2);
+    let _guard = emulated::lock();
+    emulator::configure(&emulated::schedule(2));
     let mut tensors = several_tiles(DType::BF16);
     tensors.set_embedding(7, 3, f32::NAN);
     let backend = CudaStaged::new(0).expect("an emulated device");
@@ -207,8 +187,8 @@ fn classes_are_no_product_where_a_row_is_exact() {
 /// What a token without entries holds is in no product, not even times zero.
 #[test]
 fn what_rows_without_entries_hold_does_not_matter() {
-    let _guard = emulated();
-    configure(1);
+    let _guard = emulated::lock();
+    emulator::configure(&emulated::schedule(1));
     let mut good = several_tiles(DType::BF16);
     // Out of range, which only the device sees; and ignored.
     (good.targets[5], good.targets[140]) = (140, good.spec.ignore_index);
@@ -250,8 +230,8 @@ fn what_rows_without_entries_hold_does_not_matter() {
 /// Nor does a row of C that is no number: two rows of the block have a target whose logit is -inf, and bear it by themselves.
 #[test]
 fn a_masked_target_spoils_the_rows_that_have_it_alone() {
-    let _guard = emulated();
-    configure(2);
+    let _guard = emulated::lock();
+    emulator::configure(&emulated::schedule(2));
     let mut tensors = several_tiles(DType::BF16);
     tensors.bias = None;
     tensors.spec.bias = false;

@@ -130,8 +130,7 @@ impl Workspace {
         let mut workspace = Workspace::default();
         let mut place = |rows: &[(&'static str, Group, bool, &'static str, &[usize])], from: Option<usize>| {
             let mut next = from;
-            for &(name, group, wanted, formula, factors) in rows.iter().filter(|row| row.2) {
-                debug_assert!(wanted);
+            for &(name, group, _, formula, factors) in rows.iter().filter(|row| row.2) {
                 let overflow = || Error::Overflow { what: name, factors: factors.to_vec() };
                 let product = factors.iter().try_fold(1_usize, |a, b| a.checked_mul(*b));
                 let bytes = product.filter(|b| isize::try_from(*b).is_ok()).ok_or_else(overflow)?;

@@ -7,6 +7,8 @@ pub mod compare;
 #[macro_use]
 pub mod conformance;
 pub mod data;
+#[cfg(feature = "cuda")]
+pub mod emulated;
 pub mod expected;
 pub mod naive;
 pub mod picked;
