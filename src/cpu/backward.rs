@@ -42,7 +42,7 @@ pub(super) fn run<T: Element>(
         &saved.blocks
     } else {
         // The forward captured nothing: run it once more, for the entries alone.
-        recomputed = forward::run(problem, rows, embeddings, classifier, Some(problem.options().filter)).blocks;
+        recomputed = forward::run(problem, rows, embeddings, classifier, Some(problem.options().filter)).lists;
         &recomputed
     };
     let coefficients = row_coefficients(problem, rows, &saved.statistics, upstream);

@@ -6,7 +6,7 @@ use super::candidates::RowStatistics;
 use super::coefficients::RowCoefficients;
 use super::columns::{Columns, GroupedEntries};
 use super::forward::LogitMap;
-use super::matmul::{MIN_ROWS, View, matmul};
+use super::matmul::{MIN_ROWS, Part, View, ViewMut, matmul};
 use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::sink::ColumnSinks;
@@ -63,83 +63,72 @@ pub(crate) fn run<T: Element>(
 ) {
     let (vocab, hidden) = (problem.shape().vocab, problem.shape().hidden);
     let rows = exact.indices.len();
-    let chunk = plan::exact_chunk(rows);
-    let blocks = plan::num_token_blocks(rows, rayon::current_num_threads());
+    let chunk = plan::exact_chunk(rows, hidden);
+    let threads = rayon::current_num_threads();
+    let blocks = plan::exact_blocks(rows, chunk.min(vocab).div_ceil(VOCAB_TILE), threads);
+    let block_rows: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
     let (no_classifier, no_bias) = (sinks.classifier.is_skip(), sinks.bias.is_skip());
     let map = LogitMap::new(problem);
     let (stride, row_stride) = (plan::row_stride(chunk.min(vocab)), plan::row_stride(hidden));
     let mut gradients = vec![0.0_f32; rows * stride]; // [rows, chunk], padded
     let mut wide = vec![0.0_f32; classifier.copy_len(chunk.min(vocab))]; // [chunk, D], padded
-    let mut dense_of: Vec<Vec<f32>> = Vec::new(); // [share of a chunk, D] each
+    let mut dense = vec![0.0_f32; if no_classifier { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
+    let embeddings = View::new(&exact.embeddings, rows, hidden, row_stride);
 
     for first in (0..vocab).step_by(chunk) {
         let classes = first..(first + chunk).min(vocab);
         let width = classes.len();
         widen(classifier, first, width, &mut wide);
         let view = classifier.view(first, width, &wide);
-        let ranges: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
-        let tiles = split_rows(&mut gradients, &ranges, stride);
-        let d_embeddings = split_rows(&mut exact.d_embeddings, &ranges, hidden);
-        let (indices, embeddings) = (&exact.indices, View::new(&exact.embeddings, rows, hidden, row_stride));
-        let block = |((range, tile), d_embeddings): ((&Range<usize>, &mut [f32]), &mut [f32])| {
-            let e = embeddings.rows(range.start, range.len());
-            for at in (0..width).step_by(VOCAB_TILE) {
-                // As in the forward: a tile becomes gradients while it is in the core's cache.
-                let tile_classes = first + at..(first + at + VOCAB_TILE).min(classes.end);
-                let logits = &mut tile[at..];
-                matmul(logits, stride, false, e, view.rows(at, tile_classes.len()).transposed());
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        logits_to_gradients(
-                            problem,
-                            numbers,
-                            &indices[range.clone()],
-                            &map,
-                            logits,
-                            stride,
-                            &tile_classes,
-                        )
-                    },
-                );
-            }
-            if !d_embeddings.is_empty() {
-                matmul(d_embeddings, hidden, true, View::new(tile, range.len(), width, stride), view);
-            }
-        };
-        ranges.par_iter().zip(tiles).zip(d_embeddings).for_each(block);
+
+        // As in the forward: a tile becomes gradients while it is in the core's cache.
+        let tiles: Vec<Range<usize>> = (0..width).step_by(VOCAB_TILE).map(|k| k..(k + VOCAB_TILE).min(width)).collect();
+        let logits = ViewMut::new(&mut gradients, rows, width, stride).cut(&block_rows, &tiles);
+        logits.into_par_iter().for_each(|Part { rows, columns, mut values }| {
+            let tile = view.rows(columns.start, columns.len());
+            matmul(&mut values, false, embeddings.rows(rows.start, rows.len()), tile.transposed());
+            let (indices, classes) = (&exact.indices[rows], first + columns.start..first + columns.end);
+            vectorized(
+                #[inline(always)]
+                || logits_to_gradients(problem, numbers, indices, &map, &mut values, classes),
+            );
+        });
+
+        let gradients = &gradients[..];
+        if !exact.d_embeddings.is_empty() {
+            let slices = shares(hidden, threads.div_ceil(blocks));
+            let d_embeddings = ViewMut::new(&mut exact.d_embeddings, rows, hidden, hidden).cut(&block_rows, &slices);
+            d_embeddings.into_par_iter().for_each(|Part { rows, columns, mut values }| {
+                let own = View::new(&gradients[rows.start * stride..], rows.len(), width, stride);
+                matmul(&mut values, true, own, view.columns(columns.start, columns.len()));
+            });
+        }
 
         if no_classifier && no_bias {
             continue;
         }
+        if !no_classifier {
+            let class_shares = shares(width, threads);
+            let slices = shares(hidden, threads.div_ceil(class_shares.len()));
+            let dense = ViewMut::new(&mut dense, width, hidden, hidden).cut(&class_shares, &slices);
+            dense.into_par_iter().for_each(|Part { rows: classes, columns, mut values }| {
+                let own = View::new(&gradients[classes.start..], rows, classes.len(), stride);
+                matmul(&mut values, false, own.transposed(), embeddings.columns(columns.start, columns.len()));
+            });
+        }
         let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
         let entries = entries_of(groups.clone());
-        let gradients = &gradients[..];
-        let shares = shares(width, rayon::current_num_threads());
-        let mut group_sinks = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len()).into_iter();
-        let with_sinks = |share: Range<usize>| {
-            let own = group_sinks.by_ref().take(share.len().div_ceil(COLUMN_GROUP)).collect();
-            (share, own)
-        };
-        let work: Vec<(Range<usize>, Vec<ColumnSinks<'_>>)> = shares.into_iter().map(with_sinks).collect();
-        dense_of.resize_with(work.len().max(dense_of.len()), Vec::new);
-        work.into_par_iter().zip(&mut dense_of).for_each(|((in_chunk, sinks), dense)| {
-            let own = View::new(&gradients[in_chunk.start..], rows, in_chunk.len(), stride);
-            dense.resize(if no_classifier { 0 } else { in_chunk.len() * hidden }, 0.0);
-            if !no_classifier {
-                matmul(dense, hidden, false, own.transposed(), embeddings);
-            }
+        let group_sinks = sinks.part(classes.clone()).split(COLUMN_GROUP, groups.len());
+        let dense = if no_classifier { &mut [][..] } else { &mut dense[..width * hidden] };
+        let mut dense_groups: Vec<&mut [f32]> = dense.chunks_mut((COLUMN_GROUP * hidden).max(1)).collect();
+        dense_groups.resize_with(groups.len(), Default::default);
+        group_sinks.into_par_iter().zip(dense_groups).enumerate().for_each(|(k, (sinks, dense))| {
+            let in_chunk = k * COLUMN_GROUP..((k + 1) * COLUMN_GROUP).min(width);
             if map.scale() != 1.0 {
                 dense.iter_mut().for_each(|g| *g *= map.scale());
             }
             let dense_bias = if no_bias { Vec::new() } else { bias_sums(gradients, stride, &in_chunk) };
-            let first_group = groups.start + in_chunk.start / COLUMN_GROUP;
-            sinks.into_par_iter().enumerate().for_each(|(k, sinks)| {
-                let columns_of = k * COLUMN_GROUP..((k + 1) * COLUMN_GROUP).min(in_chunk.len());
-                let dense = dense.get(columns_of.start * hidden..columns_of.end * hidden).unwrap_or(&[]);
-                let dense_bias = dense_bias.get(columns_of).unwrap_or(&[]);
-                columns.finish_group(first_group + k, &entries, dense, dense_bias, sinks);
-            });
+            columns.finish_group(groups.start + k, &entries, dense, &dense_bias, sinks);
         });
     }
     if map.scale() != 1.0 {
@@ -163,10 +152,10 @@ fn widen<T: Element>(classifier: TypedMatrix<'_, T>, first: usize, rows: usize, 
     }
 }
 
-/// The columns of a chunk cut into as few parts as there are threads, since each product packs all embeddings for itself;
+/// `width` columns cut into `parts` at most, each of which is a product of its own that packs the other operand anew;
 /// at column groups, and none so small that its sums would be formed differently.
-fn shares(width: usize, threads: usize) -> Vec<Range<usize>> {
-    let share = width.div_ceil(COLUMN_GROUP).div_ceil(threads) * COLUMN_GROUP;
+fn shares(width: usize, parts: usize) -> Vec<Range<usize>> {
+    let share = width.div_ceil(COLUMN_GROUP).div_ceil(parts).max(1) * COLUMN_GROUP;
     let count = (width / share + usize::from(width % share > MIN_ROWS)).max(1);
     (0..count).map(|k| k * share..if k + 1 == count { width } else { (k + 1) * share }).collect()
 }
@@ -182,27 +171,15 @@ fn bias_sums(gradients: &[f32], stride: usize, own: &Range<usize>) -> Vec<f32> {
     sums.iter().map(|&s| s as f32).collect()
 }
 
-/// Disjoint mutable parts, one a range of rows; all empty if `data` is.
-fn split_rows<'a>(mut data: &'a mut [f32], ranges: &[Range<usize>], columns: usize) -> Vec<&'a mut [f32]> {
-    let empty = data.is_empty();
-    let take = |range: &Range<usize>| {
-        let (part, rest) = std::mem::take(&mut data).split_at_mut(if empty { 0 } else { range.len() * columns });
-        data = rest;
-        part
-    };
-    ranges.iter().map(take).collect()
-}
-
-/// From products to `∂L/∂x`, in place; the logit scale comes later, to the finished sums. Row `k` of the tile starts at `k · stride`.
+/// From products to `∂L/∂x`, in place; the logit scale comes later, to the finished sums.
 #[inline(always)]
 fn logits_to_gradients(
     problem: &Problem<'_>,
     numbers: RowNumbers<'_>,
     indices: &[usize],
     map: &LogitMap<'_>,
-    tile: &mut [f32],
-    stride: usize,
-    classes: &Range<usize>,
+    tile: &mut ViewMut<'_>,
+    classes: Range<usize>,
 ) {
     let (mut bias, mut class_weights) = ([0.0_f32; VOCAB_TILE], [0.0_f32; VOCAB_TILE]);
     map.widen_bias(classes.start, &mut bias[..classes.len()]);
@@ -210,7 +187,7 @@ fn logits_to_gradients(
         *w = problem.class_weight(class);
     }
     for (k, &index) in indices.iter().enumerate() {
-        let row = &mut tile[k * stride..][..classes.len()];
+        let row = tile.row(k);
         map.apply_row(row, &bias);
         let (statistics, coefficients) = (&numbers.statistics[index], &numbers.coefficients[index]);
         let target = (numbers.rows[index].class as usize).wrapping_sub(classes.start);

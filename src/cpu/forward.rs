@@ -1,5 +1,5 @@
-//! Forward: each task streams one block of tokens past the whole vocabulary, tile by tile, and keeps a softmax state
-//! and a candidate list a row. The logits of a tile never leave the core's cache.
+//! Forward: blocks of tokens go past the whole vocabulary, tile by tile, and leave a softmax state and a candidate list a row.
+//! Where there are blocks enough, each is one thread's, and the logits of a tile never leave the core's cache:
 //!
 //! ```text
 //!            vocabulary →
@@ -9,16 +9,21 @@
 //! block 1 │      │      │      │ │
 //!         └──────┴──────┴──────┴─┘
 //! ```
+//!
+//! Where tokens are few, threads share each block: one multiplies it with one tile, another with the next, and when as many
+//! tiles as there are threads are done, each scans some of the rows. A row meets the same tiles in the same order either way.
 
 use super::candidates::{BlockEntries, RowCandidates, RowFilter, RowStatistics};
-use super::matmul::{View, matmul};
-use super::plan::{self, VOCAB_TILE};
+use super::matmul::{Part, View, ViewMut, matmul};
+use super::plan::{self, Schedule, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::softmax_state::SoftmaxState;
 use super::vector::{self, vectorized};
 use crate::filter::class_offset;
-use crate::{CceOptions, Element, GradientFilter, HostSlice, Problem};
+use crate::{Element, GradientFilter, HostSlice, Problem};
 use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// From `E · C` to a logit: scale, bias, softcap, in this order.
 #[derive(Debug, Clone, Copy)]
@@ -77,15 +82,25 @@ impl<'a> LogitMap<'a> {
     }
 }
 
-/// What the stream left of each row, in the order of `rows`, and the kept entries of each block.
+/// What the stream left of some rows, or of all: their states and statistics in the order of `rows`.
+#[derive(Default)]
 pub(crate) struct Pass {
     pub states: Vec<SoftmaxState>,
     pub statistics: Vec<RowStatistics>,
-    /// One a token block; empty when nothing was captured.
-    pub blocks: Vec<BlockEntries>,
+    /// The kept entries, one list of rows after the other; empty when nothing was captured.
+    pub lists: Vec<BlockEntries>,
 }
 
-/// Streams every block past the vocabulary. With `filter`, captures candidates.
+impl Pass {
+    fn append(mut self, next: Pass) -> Pass {
+        self.states.extend(next.states);
+        self.statistics.extend(next.statistics);
+        self.lists.extend(next.lists);
+        self
+    }
+}
+
+/// Streams every row past the vocabulary. With `filter`, captures candidates.
 pub(crate) fn run<T: Element>(
     problem: &Problem<'_>,
     rows: &[Row],
@@ -93,118 +108,121 @@ pub(crate) fn run<T: Element>(
     classifier: TypedMatrix<'_, T>,
     filter: Option<GradientFilter>,
 ) -> Pass {
-    let blocks = plan::num_token_blocks(rows.len(), rayon::current_num_threads());
-    let done: Vec<(Vec<SoftmaxState>, Vec<RowStatistics>, Option<BlockEntries>)> = (0..blocks)
-        .into_par_iter()
-        .map(|index| {
-            let block = &rows[plan::token_block(rows.len(), blocks, index)];
-            let (states, candidates) = stream_block(problem, block, embeddings, classifier, filter);
-            let statistics: Vec<_> = states.iter().map(RowStatistics::new).collect();
-            let entries = candidates.map(|c| BlockEntries::finish(c, &statistics));
-            (states, statistics, entries)
-        })
-        .collect();
-    let mut pass = Pass { states: Vec::new(), statistics: Vec::new(), blocks: Vec::new() };
-    for (states, statistics, entries) in done {
-        pass.states.extend(states);
-        pass.statistics.extend(statistics);
-        pass.blocks.extend(entries);
-    }
-    pass
-}
-
-fn stream_block<T: Element>(
-    problem: &Problem<'_>,
-    rows: &[Row],
-    embeddings: TypedMatrix<'_, T>,
-    classifier: TypedMatrix<'_, T>,
-    filter: Option<GradientFilter>,
-) -> (Vec<SoftmaxState>, Option<Vec<RowCandidates>>) {
-    let (hidden, vocab) = (problem.shape().hidden, problem.shape().vocab);
-    let map = LogitMap::new(problem);
-    let stride = plan::row_stride(hidden);
-    let mut block = vec![0.0_f32; rows.len() * stride]; // [rows, D], padded
-    let mut wide = vec![0.0_f32; classifier.copy_len(VOCAB_TILE)]; // [tile, D], padded
-    let mut tile = vec![0.0_f32; rows.len() * VOCAB_TILE]; // [rows, tile]
-    vectorized(
-        #[inline(always)]
-        || embeddings.widen_rows(rows.iter().map(|r| r.token as usize), &mut block),
-    );
-
-    let mut states = seed_states(rows, &block, classifier, &map);
-    let space = filter.map_or(0, |f| plan::candidates_per_row(&f));
-    let mut candidates: Option<Vec<_>> = filter.map(|f| {
-        let list = |r: &Row| RowFilter::new(&f, r.token as usize).map(|filter| RowCandidates::new(filter, r.class));
-        rows.iter().filter_map(list).collect()
-    });
-
-    for first_class in (0..vocab).step_by(VOCAB_TILE) {
-        let columns = VOCAB_TILE.min(vocab - first_class);
-        if !wide.is_empty() {
-            vectorized(
-                #[inline(always)]
-                || classifier.widen_rows(first_class..first_class + columns, &mut wide),
-            );
-        }
-        let view = classifier.view(first_class, columns, &wide);
-        let logits = &mut tile[..rows.len() * columns];
-        matmul(logits, columns, false, View::new(&block, rows.len(), hidden, stride), view.transposed());
-        let scan = TileScan { first_class, columns, space, options: problem.options(), map: &map };
-        vectorized(
-            #[inline(always)]
-            || scan.run(problem, rows, logits, &mut states, candidates.as_deref_mut()),
-        );
-    }
-    (states, candidates)
-}
-
-/// An empty state a row, seeded with the logit of its target: the N·D dot products that make the capture's bound tight
-/// from the first tile on.
-fn seed_states<T: Element>(
-    rows: &[Row],
-    block: &[f32],
-    classifier: TypedMatrix<'_, T>,
-    map: &LogitMap<'_>,
-) -> Vec<SoftmaxState> {
-    let (hidden, stride) = (classifier.columns, plan::row_stride(classifier.columns));
-    let mut target_row = vec![0.0_f32; hidden];
-    // Two sums of D terms in different orders differ by at most 2 · D · 2^-24 · Σ |terms| (Higham 2002, eq. 3.5); the
-    // bias and the softcap, which is a contraction, round a few times more.
-    let rounding = hidden as f32 * f32::EPSILON * map.scale();
-    let mut seed = |(index, row): (usize, &Row)| {
-        let (product, magnitude) = vectorized(
-            #[inline(always)]
-            || {
-                T::widen(classifier.row(row.class as usize), &mut target_row);
-                vector::dot_and_magnitude(&block[index * stride..][..hidden], &target_row)
-            },
-        );
-        let logit = map.apply(product, row.class as usize);
-        SoftmaxState::new(logit, 1e-3 + rounding * magnitude + 4.0 * f32::EPSILON * logit.abs())
+    let schedule = Schedule::new(rows.len(), problem.shape().vocab, rayon::current_num_threads());
+    let stream = Stream { problem, rows, embeddings, classifier, filter, map: LogitMap::new(problem), schedule };
+    let passes: Vec<Vec<Pass>> = if schedule.tiles == 1 {
+        (0..schedule.blocks).into_par_iter().map(|block| stream.run(block..block + 1)).collect()
+    } else {
+        vec![stream.run(0..schedule.blocks)]
     };
-    rows.iter().enumerate().map(&mut seed).collect()
+    passes.into_iter().flatten().fold(Pass::default(), Pass::append)
 }
 
-/// One logits tile, row by row.
-struct TileScan<'a> {
-    first_class: usize,
-    columns: usize,
-    space: usize,
-    options: &'a CceOptions,
-    map: &'a LogitMap<'a>,
+/// Everything that the stream reads.
+struct Stream<'a, 'p, T> {
+    problem: &'a Problem<'p>,
+    rows: &'a [Row],
+    embeddings: TypedMatrix<'a, T>,
+    classifier: TypedMatrix<'a, T>,
+    filter: Option<GradientFilter>,
+    map: LogitMap<'a>,
+    schedule: Schedule,
 }
 
-impl TileScan<'_> {
+/// Rows that one thread scans at a time, as far as they have come.
+struct Stretch<'a> {
+    rows: &'a [Row],
+    states: Vec<SoftmaxState>,
+    /// Empty without a filter.
+    candidates: Vec<RowCandidates>,
+}
+
+impl<'a, T: Element> Stream<'a, '_, T> {
+    /// Streams some of the blocks past the vocabulary, `schedule.tiles` tiles at a time. Where that is one tile of one block, all
+    /// of it happens in the calling thread.
+    fn run(&self, blocks: Range<usize>) -> Vec<Pass> {
+        let (hidden, vocab, tiles) = (self.problem.shape().hidden, self.problem.shape().vocab, self.schedule.tiles);
+        let (stride, logits_stride) = (plan::row_stride(hidden), plan::row_stride(tiles * VOCAB_TILE));
+        let (first_row, block_rows) = self.schedule.rows_of(self.rows.len(), blocks.clone(), 1);
+        let (_, part_rows) = self.schedule.rows_of(self.rows.len(), blocks, tiles);
+        let count = block_rows.last().map_or(0, |last| last.end);
+        let rows = &self.rows[first_row..first_row + count];
+
+        let mut wide = vec![0.0_f32; count * stride]; // [rows, D], padded
+        let cut = ViewMut::new(&mut wide, count, stride, stride).cut_rows(&part_rows);
+        let begin = |part: Part<'_>| self.begin(&rows[part.rows], part.values);
+        let mut stretches: Vec<Stretch<'a>> = cut.into_par_iter().map(begin).collect();
+        let embeddings = View::new(&wide, count, hidden, stride);
+
+        let copies = Mutex::new(Vec::new()); // [tile, D] each, padded: as many as are in use at a time
+        let mut logits = vec![0.0_f32; count * logits_stride]; // [rows, tiles], padded
+        for first_class in (0..vocab).step_by(tiles * VOCAB_TILE) {
+            let width = (tiles * VOCAB_TILE).min(vocab - first_class);
+            let columns: Vec<_> = (0..width).step_by(VOCAB_TILE).map(|k| k..(k + VOCAB_TILE).min(width)).collect();
+
+            let products = ViewMut::new(&mut logits, count, width, logits_stride).cut(&block_rows, &columns);
+            products.into_par_iter().with_max_len(1).for_each(|mut part| {
+                let classes = first_class + part.columns.start..first_class + part.columns.end;
+                let mut copy =
+                    lock(&copies).pop().unwrap_or_else(|| vec![0.0_f32; self.classifier.copy_len(VOCAB_TILE)]);
+                if !copy.is_empty() {
+                    vectorized(
+                        #[inline(always)]
+                        || self.classifier.widen_rows(classes.clone(), &mut copy),
+                    );
+                }
+                let tile = self.classifier.view(classes.start, classes.len(), &copy);
+                matmul(&mut part.values, false, embeddings.rows(part.rows.start, part.rows.len()), tile.transposed());
+                lock(&copies).push(copy);
+            });
+
+            let scans = ViewMut::new(&mut logits, count, width, logits_stride).cut_rows(&part_rows);
+            let work: Vec<_> = stretches.iter_mut().zip(scans).collect();
+            work.into_par_iter().with_max_len(1).for_each(|(stretch, mut part)| {
+                for columns in &columns {
+                    vectorized(
+                        #[inline(always)]
+                        || self.scan(stretch, &mut part.values, columns, first_class + columns.start),
+                    );
+                }
+            });
+        }
+        stretches.into_par_iter().map(|stretch| self.finish(stretch)).collect()
+    }
+
+    /// Rows before their first tile; widens their embeddings into `wide`.
+    fn begin(&self, rows: &'a [Row], mut wide: ViewMut<'_>) -> Stretch<'a> {
+        let hidden = self.problem.shape().hidden;
+        let mut target_row = vec![0.0_f32; hidden];
+        // Two sums of D terms in different orders differ by at most 2 · D · 2^-24 · Σ |terms| (Higham 2002, eq. 3.5); the
+        // bias and the softcap, which is a contraction, round a few times more.
+        let rounding = hidden as f32 * f32::EPSILON * self.map.scale();
+        // An empty state, seeded with the logit of its target: the N·D dot products that make the capture's bound tight from
+        // the first tile on.
+        let mut seed = |(index, row): (usize, &Row)| {
+            let (product, magnitude) = vectorized(
+                #[inline(always)]
+                || {
+                    let wide = &mut wide.row(index)[..hidden];
+                    T::widen(self.embeddings.row(row.token as usize), wide);
+                    T::widen(self.classifier.row(row.class as usize), &mut target_row);
+                    vector::dot_and_magnitude(wide, &target_row)
+                },
+            );
+            let logit = self.map.apply(product, row.class as usize);
+            SoftmaxState::new(logit, 1e-3 + rounding * magnitude + 4.0 * f32::EPSILON * logit.abs())
+        };
+        let states = rows.iter().enumerate().map(&mut seed).collect();
+        let list = |row: &Row, filter| RowCandidates::new(filter, row.class);
+        let filter = |row: &Row| self.filter.and_then(|filter| RowFilter::new(&filter, row.token as usize));
+        Stretch { rows, states, candidates: rows.iter().filter_map(|row| Some(list(row, filter(row)?))).collect() }
+    }
+
+    /// One tile of `logits`, at `columns`, row by row; its classes begin at `first_class`.
     #[inline(always)]
-    fn run(
-        &self,
-        problem: &Problem<'_>,
-        rows: &[Row],
-        logits: &mut [f32],
-        states: &mut [SoftmaxState],
-        mut candidates: Option<&mut [RowCandidates]>,
-    ) {
-        let (first_class, columns) = (self.first_class, self.columns);
+    fn scan(&self, stretch: &mut Stretch<'_>, logits: &mut ViewMut<'_>, columns: &Range<usize>, first_class: usize) {
+        let options = self.problem.options();
+        let space = self.filter.map_or(0, |filter| plan::candidates_per_row(&filter));
         let mut exps = [0.0_f32; VOCAB_TILE];
         const { assert!(VOCAB_TILE.is_multiple_of(64), "offsets of a tile's start and of a place in it add up") };
         let mut offsets = [0_u32; VOCAB_TILE];
@@ -212,27 +230,40 @@ impl TileScan<'_> {
             *offset = class_offset(k as u32);
         }
         let mut bias = [0.0_f32; VOCAB_TILE];
-        self.map.widen_bias(first_class, &mut bias[..columns]);
-        for (index, (logits, state)) in logits.chunks_exact_mut(columns).zip(states).enumerate() {
+        self.map.widen_bias(first_class, &mut bias[..columns.len()]);
+        for (index, state) in stretch.states.iter_mut().enumerate() {
+            let logits = &mut logits.row(index)[columns.clone()];
             self.map.apply_row(logits, &bias);
-            if self.options.entropy {
+            if options.entropy {
                 state.push::<true>(logits, &mut exps, first_class);
             } else {
                 state.push::<false>(logits, &mut exps, first_class);
             }
-            let target_at = (rows[index].class as usize).wrapping_sub(first_class);
-            if target_at < columns {
+            let target_at = (stretch.rows[index].class as usize).wrapping_sub(first_class);
+            if target_at < columns.len() {
                 state.target_logit = logits[target_at];
                 state.pending = false;
             }
-            if self.options.label_smoothing > 0.0 {
-                let weighted =
-                    |(k, z): (usize, &f32)| (problem.class_weight(first_class + k) * (z - state.anchor)) as f64;
+            if options.label_smoothing > 0.0 {
+                let weight = |k| self.problem.class_weight(first_class + k);
+                let weighted = |(k, z): (usize, &f32)| (weight(k) * (z - state.anchor)) as f64;
                 state.smooth += logits.iter().enumerate().map(weighted).sum::<f64>();
             }
-            if let Some(candidates) = candidates.as_deref_mut() {
-                candidates[index].capture(state, logits, &exps, &offsets, first_class, self.space);
+            if let Some(candidates) = stretch.candidates.get_mut(index) {
+                candidates.capture(state, logits, &exps, &offsets, first_class, space);
             }
         }
     }
+
+    /// Its rows when all tiles have gone by.
+    fn finish(&self, stretch: Stretch<'_>) -> Pass {
+        let statistics: Vec<_> = stretch.states.iter().map(RowStatistics::new).collect();
+        let entries = self.filter.map(|_| BlockEntries::finish(stretch.candidates, &statistics));
+        Pass { states: stretch.states, statistics, lists: entries.into_iter().collect() }
+    }
+}
+
+/// What a panic of another thread left is of no use to anyone, but no reason for a second panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

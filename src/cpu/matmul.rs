@@ -1,6 +1,8 @@
 //! Tile products by the `gemm` crate, behind checked views: the only `unsafe` of the CPU backend.
 
 use super::vector::{dot_and_magnitude, vectorized};
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A borrowed matrix with arbitrary strides, in elements.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,11 @@ impl<'a> View<'a> {
         View { data: &self.data[start..], rows: count, ..self }
     }
 
+    /// `count` columns from `first` on.
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        self.transposed().rows(first, count).transposed()
+    }
+
     /// The transpose, without moving anything.
     pub fn transposed(self) -> Self {
         View {
@@ -38,39 +45,103 @@ impl<'a> View<'a> {
     }
 }
 
-/// `dst = a · b`, or `dst += a · b`; `dst` is [a.rows, b.columns], row-major, rows `dst_stride` apart.
+/// A mutably borrowed row-major matrix that can be cut along both dimensions, so that threads fill parts of the same rows.
+#[derive(Debug)]
+pub(crate) struct ViewMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for the `&mut f32` of its elements, which no other view has (`new` borrows them, cutting shares them out).
+unsafe impl Send for ViewMut<'_> {}
+
+impl<'a> ViewMut<'a> {
+    /// Rows `row_stride` apart.
+    pub fn new(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(columns <= row_stride || rows <= 1);
+        assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= data.len());
+        ViewMut { data: data.as_mut_ptr(), rows, columns, row_stride, borrow: PhantomData }
+    }
+
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: `new` checked that the row's `columns` elements lie inside the slice; they are this view's alone, and `self` is
+        // borrowed for as long as they are.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.columns) }
+    }
+
+    /// Cuts out ranges of rows.
+    pub fn cut_rows(self, rows: &[Range<usize>]) -> Vec<Part<'a>> {
+        let all = 0..self.columns;
+        self.cut(rows, std::slice::from_ref(&all))
+    }
+
+    /// Cuts out parts, each with its rows and columns: all pairs of a range of rows and a range of columns, by rows first.
+    ///
+    /// # Panics
+    ///
+    /// If ranges of one kind overlap or do not ascend: parts would share elements.
+    pub fn cut(self, rows: &[Range<usize>], columns: &[Range<usize>]) -> Vec<Part<'a>> {
+        for (ranges, end) in [(rows, self.rows), (columns, self.columns)] {
+            assert!(ranges.iter().all(|range| range.start <= range.end && range.end <= end));
+            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        }
+        let part = |rows: &Range<usize>, columns: &Range<usize>| {
+            let empty = rows.is_empty() || columns.is_empty();
+            let offset = if empty { 0 } else { rows.start * self.row_stride + columns.start };
+            // SAFETY: what is not empty has its first element inside the slice.
+            let data = unsafe { self.data.add(offset) };
+            let values = ViewMut { data, rows: rows.len(), columns: columns.len(), ..self };
+            Part { rows: rows.clone(), columns: columns.clone(), values }
+        };
+        rows.iter().flat_map(|rows| columns.iter().map(move |columns| part(rows, columns))).collect()
+    }
+}
+
+/// A part of a matrix, and where it lies.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+    pub values: ViewMut<'a>,
+}
+
+/// `dst = a · b`, or `dst += a · b`; `dst` is [a.rows, b.columns].
 ///
 /// Single-threaded: parallelism is over tiles. The value of an element depends on the contraction alone, not on how
 /// the other two dimensions are cut, as long as each cut leaves more than [`MIN_ROWS`] rows.
-pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, accumulate: bool, a: View<'_>, b: View<'_>) {
+pub(crate) fn matmul(dst: &mut ViewMut<'_>, accumulate: bool, a: View<'_>, b: View<'_>) {
     assert_eq!(a.columns, b.rows);
     let (m, n, k) = (a.rows, b.columns, a.columns);
+    assert_eq!((dst.rows, dst.columns), (m, n));
     if m == 0 || n == 0 {
         return;
     }
-    assert!(dst_stride >= n && (m - 1) * dst_stride + n <= dst.len());
     if k == 0 {
         if !accumulate {
-            dst.chunks_mut(dst_stride).take(m).for_each(|row| row[..n].fill(0.0));
+            (0..m).for_each(|row| dst.row(row).fill(0.0));
         }
         return;
     }
     if n * MIN_ROWS < ROWS_BY_ROWS && !accumulate && (a.column_stride, b.row_stride) == (1, 1) {
-        return dots(dst, dst_stride, a, b);
+        return dots(dst, a, b);
     }
     let strides = |v: &View<'_>| (v.column_stride as isize, v.row_stride as isize);
     let ((a_columns, a_rows), (b_columns, b_rows)) = (strides(&a), strides(&b));
     let scale_dst = if accumulate { 1.0 } else { 0.0 };
-    // SAFETY: `View::new` checked that its rows lie inside its slice, transposing permutes the same elements, and the
-    // assertion above checked `dst`, which is borrowed mutably and so overlaps neither operand.
+    // SAFETY: `View::new` and `ViewMut::new` checked that their rows lie inside their slices, transposing permutes the same
+    // elements, and `dst` alone has its elements, which so overlap neither operand.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.as_mut_ptr(),
+            dst.data,
             1,
-            dst_stride as isize,
+            dst.row_stride as isize,
             accumulate,
             a.data.as_ptr(),
             a_columns,
@@ -89,13 +160,13 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, accumulate: bool, a: Vi
 }
 
 /// Each element by itself, for the few last columns of a vocabulary.
-fn dots(dst: &mut [f32], dst_stride: usize, a: View<'_>, b: View<'_>) {
+fn dots(dst: &mut ViewMut<'_>, a: View<'_>, b: View<'_>) {
     vectorized(
         #[inline(always)]
         || {
-            for (i, row) in dst.chunks_mut(dst_stride).take(a.rows).enumerate() {
+            for i in 0..a.rows {
                 let a = &a.data[i * a.row_stride..][..a.columns];
-                for (j, element) in row[..b.columns].iter_mut().enumerate() {
+                for (j, element) in dst.row(i).iter_mut().enumerate() {
                     *element = dot_and_magnitude(a, &b.data[j * b.column_stride..][..b.rows]).0;
                 }
             }

@@ -163,7 +163,7 @@ fn forward<T: Element>(problem: &Problem<'_>, embeddings: &[T]) -> Result<Forwar
         options,
         shape: problem.shape(),
         dtype: T::DTYPE,
-        saved: Box::new(Saved { statistics: pass.statistics, blocks: pass.blocks, rows }),
+        saved: Box::new(Saved { statistics: pass.statistics, blocks: pass.lists, rows }),
     })
 }
 
