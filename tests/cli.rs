@@ -451,6 +451,9 @@ fn bench_takes_a_file_and_refuses_unknown_shapes() {
     let result = cce(&["bench", "--input", utf8(&input), "--rounds", "1", "--eps", "2^-6"]);
     assert!(result.status.success(), "{}{}", text(&result.stdout), text(&result.stderr));
     assert!(text(&result.stdout).contains("N=21 V=300 D=10 f32"), "ignored tokens are left out");
+    let refused = cce(&["bench", "--profile", "--input", utf8(&input)]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("--profile is for --backend cuda"), "{}", text(&refused.stderr));
     let refused = cce(&["bench", "--shape", "no_such_model"]);
     assert_eq!(refused.status.code(), Some(2));
     assert_eq!(text(&refused.stderr).lines().count(), 1);
@@ -497,6 +500,18 @@ fn bench_runs_on_the_emulated_gpu_and_keeps_to_small_shapes() {
     let csv = std::fs::read_to_string(csv).expect("a table");
     let columns = csv.lines().next().expect("a header").split(',').count();
     assert!(csv.lines().all(|l| l.split(',').count() == columns) && csv.contains("(emulated)"), "{csv}");
+
+    let csv = directory.path().join("profiled.csv");
+    let profile = ["--methods", "unbiased,evaluation", "--rounds", "2", "--profile", "--csv", utf8(&csv)];
+    let result = bench(&[&shape[..8], &profile[..]].concat());
+    let stdout = text(&result.stdout);
+    assert!(result.status.success() && stdout.contains("launches of evaluation"), "{stdout}{}", text(&result.stderr));
+    let launches = std::fs::read_to_string(directory.path().join("profiled-launches.csv")).expect("a table");
+    let columns = launches.lines().next().expect("a header").split(',').count();
+    assert!(launches.lines().all(|l| l.split(',').count() == columns), "{launches}");
+    let of = |method: &str, kernel: &str| launches.lines().any(|l| l.contains(&format!(",{method},{kernel},false,")));
+    assert!(of("unbiased 2^-10", "lce_filter") && of("evaluation", "lce_reduce_loss"), "{launches}");
+    assert!(!of("evaluation", "lce_filter"), "{launches}");
 
     let refused = bench(&[]);
     assert_eq!(refused.status.code(), Some(2));

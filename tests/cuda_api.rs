@@ -11,8 +11,8 @@ use cut_cross_entropy::cuda::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUmemPool_attribute, CUstreamCaptureMode,
 };
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
-use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, DeviceSliceMut};
-use cut_cross_entropy::plan::{Group, Workload};
+use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Profile};
+use cut_cross_entropy::plan::{Group, Step, Workload};
 use cut_cross_entropy::{
     CceOptions, Cpu, Cuda, CudaStaged, DType, Error, Forward, GradientFilter, GradientRequest, GradientSinks,
     Gradients, HostBuffer, Inputs, Matrix, Problem, Sink, Upstream, cce_backward, cce_backward_into, cce_forward,
@@ -216,6 +216,37 @@ fn what_is_not_asked_for_is_not_launched() {
     let none = cce_backward(&cuda, &uploaded.inputs(), &forward, &Upstream::default()).expect("its own");
     assert!(!launched("lce_coefficients") && !launched("lce_exact_f32"));
     assert_eq!(none.telemetry.read().expect("readable").kept_entries, 0);
+}
+
+#[test]
+fn a_profile_has_every_step_of_the_plans_in_their_order_and_changes_nothing() {
+    let _device = device();
+    let plain = Cuda::new(0).expect("an emulated device");
+    let profile = Arc::new(Profile::default());
+    let cuda = plain.clone().with_profile(profile.clone());
+    let uploaded = Uploaded::new(cuda.stream(), &tensors());
+    let step = |cuda: &Cuda| {
+        let forward = cce_forward(cuda, &uploaded.inputs(), &options()).expect("legal");
+        let gradients = cce_backward(cuda, &uploaded.inputs(), &forward, &Upstream::default()).expect("its own");
+        all_bits(&forward, &gradients)
+    };
+    let bits = step(&cuda);
+    let times = profile.take().expect("launches that succeed");
+    assert!(times.iter().all(|t| t.milliseconds >= 0.0), "{times:?}");
+    assert!(times.iter().any(|t| t.milliseconds > 0.0), "{times:?}");
+    let names: Vec<_> = times.into_iter().map(|t| (t.name, t.redo)).collect();
+
+    let problem = Problem::new(&uploaded.inputs(), &options()).expect("legal");
+    let plan = cuda.plan(&Workload::new(&problem, true)).expect("a plan");
+    let of_step = |step: &Step| match step {
+        Step::Fill { region, .. } => (format!("fill {region}"), false),
+        Step::Launch(launch) => (launch.entry_point.to_string(), launch.redo),
+    };
+    let planned: Vec<_> = plan.forward.iter().chain(&plan.backward).map(of_step).collect();
+    assert_eq!(names, planned);
+
+    assert_eq!(step(&plain), bits);
+    assert_eq!(profile.take(), Ok(Vec::new()), "taken, and the backend without it adds nothing");
 }
 
 #[test]

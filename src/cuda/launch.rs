@@ -4,6 +4,7 @@ use super::abi::{Address, LceArgs};
 use super::arguments::{Addresses, planned};
 use super::hopper::LceHopperArgs;
 use super::module::driver;
+use super::profile::Profile;
 use super::{Cuda, DeviceMemory, Outputs, Saved};
 use crate::plan::{Group, Kernel, LaunchPlan, Step};
 use crate::{Error, GradientSinks, Problem, Result, Upstream};
@@ -90,6 +91,7 @@ unsafe fn submit(
     };
     let functions = steps.iter().map(function).collect::<Result<Vec<_>>>()?;
     stream.context().bind_to_thread().map_err(driver("cuCtxSetCurrent"))?;
+    let mut mark = cuda.profile.as_ref().map(|_| Profile::mark(stream)).transpose()?;
     for (step, function) in steps.iter().zip(&functions) {
         match (step, function) {
             (Step::Fill { region: name, byte }, _) => {
@@ -142,6 +144,9 @@ unsafe fn submit(
                 })?;
             }
             (Step::Launch(_), None) => {} // each launch has its function
+        }
+        if let (Some(profile), Some(start)) = (&cuda.profile, mark.take()) {
+            mark = Some(profile.add(stream, step, start)?);
         }
     }
     Ok(())

@@ -35,12 +35,14 @@ mod launch;
 mod module;
 mod nvrtc;
 mod probe;
+mod profile;
 mod raw;
 mod staged;
 
 pub use buffers::{DeviceBuffer, DeviceMemory, DeviceScalar, DeviceSlice, DeviceSliceMut, DeviceTelemetry};
 pub use cudarc;
 pub use probe::device_count;
+pub use profile::{LaunchTime, Profile};
 pub use raw::RawSlice;
 pub use staged::CudaStaged;
 
@@ -59,6 +61,7 @@ pub struct Cuda {
     kernels: Arc<Kernels>,
     choice: KernelChoice,
     room: Option<usize>,
+    profile: Option<Arc<Profile>>,
 }
 
 impl Cuda {
@@ -80,7 +83,7 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn with_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let kernels = Kernels::of(stream.context())?;
-        Ok(Cuda { stream, kernels, choice: KernelChoice::default(), room: None })
+        Ok(Cuda { stream, kernels, choice: KernelChoice::default(), room: None, profile: None })
     }
 
     /// The same with kernels chosen by the caller: a [`KernelFamily`](crate::plan::KernelFamily), or one and how it runs. What they
@@ -93,6 +96,11 @@ impl Cuda {
     /// least). Where the softmax of 128 rows keeps more, the unbiased filter takes a larger ε: less memory, more variance.
     pub fn with_room(self, room: usize) -> Self {
         Cuda { room: Some(room), ..self }
+    }
+
+    /// The same, whose launches `profile` times.
+    pub fn with_profile(self, profile: Arc<Profile>) -> Self {
+        Cuda { profile: Some(profile), ..self }
     }
 
     /// The stream that everything is ordered by.

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Proves the CUDA backend on this machine's GPU, then times it. Writes a folder record-<date>.
 #
-#   ./run.sh                       parity, compute-sanitizer, bench
+#   ./run.sh                       parity, compute-sanitizer, bench (every launch timed one by one, too)
 #   ./run.sh parity sanitizer      these steps alone
 #   ./run.sh tune                  the Hopper forward with and without clusters, the exact path with chunks of 16 to 128 MiB, either with
 #                                  leads of 0, 2 and 3 steps; sparse gradients with tiles and without
 #   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
+#   ./run.sh --seconds S ...       begins nothing after S seconds, and ends then what still runs; steps go in the order given, so that on a
+#                                  machine lent for a while the first come first:  ./run.sh --seconds 560 parity bench tune sanitizer
 #
 #   PARITY_FILTER=word             only the parity tests whose names have it
 #   BENCH_SHAPES, BENCH_ARGS       other shapes; more arguments for `cce bench`
@@ -15,13 +17,20 @@ here=$PWD
 export REQUIRE_CUDA=1
 
 emulated=no
+seconds=
 steps=()
-for argument in "$@"; do
-    case $argument in
+while [ $# -gt 0 ]; do
+    case $1 in
         --emulated) emulated=yes ;;
-        parity | sanitizer | bench | tune) steps+=("$argument") ;;
-        *) echo "unknown argument $argument" >&2; exit 2 ;;
+        --seconds)
+            seconds=${2:-}
+            [[ $seconds =~ ^[1-9][0-9]*$ ]] || { echo "--seconds takes a number of seconds, not '$seconds'" >&2; exit 2; }
+            shift
+            ;;
+        parity | sanitizer | bench | tune) steps+=("$1") ;;
+        *) echo "unknown argument $1" >&2; exit 2 ;;
     esac
+    shift
 done
 [ ${#steps[@]} -eq 0 ] && steps=(parity sanitizer bench)
 
@@ -41,6 +50,7 @@ fi
 record=$here/record-$(date -u +%Y-%m-%d-%H%M%S)
 mkdir "$record"
 failed=()
+late=()
 
 describe() {
     cat MANIFEST
@@ -60,14 +70,28 @@ describe() {
 describe >"$record/machine.txt" 2>&1
 head -n 4 "$record/machine.txt"
 
-# Runs a command, shows and keeps what it prints, and remembers whether it failed.
+# Runs a command, shows and keeps what it prints, and remembers whether it failed, or had no time.
 step() {
-    local name=$1
+    local name=$1 limit=() left
     shift
     printf '\n== %s: %s\n' "$name" "$*"
-    "$@" </dev/null 2>&1 | tee "$record/$name.txt"
+    if [ -n "$seconds" ]; then
+        left=$((seconds - SECONDS))
+        if [ $left -le 0 ]; then
+            echo "not begun: the $seconds seconds are over" | tee "$record/$name.txt"
+            late+=("$name (not begun)")
+            return 1
+        fi
+        limit=(timeout "$left")
+    fi
+    "${limit[@]}" "$@" </dev/null 2>&1 | tee "$record/$name.txt"
     local status=${PIPESTATUS[0]}
-    [ "$status" -eq 0 ] || failed+=("$name (exit status $status)")
+    if [ -n "$seconds" ] && [ "$status" -eq 124 ]; then
+        echo "ended: the $seconds seconds are over" | tee -a "$record/$name.txt"
+        late+=("$name (ended)")
+    elif [ "$status" -ne 0 ]; then
+        failed+=("$name (exit status $status)")
+    fi
     return "$status"
 }
 
@@ -101,6 +125,7 @@ sanitizer() {
                 failed+=("$name (nothing ran on the GPU)")
                 status=1
             fi
+            [ ${#late[@]} -gt 0 ] && return
             echo "$tool, $cases: $([ $status -eq 0 ] && echo clean || echo "FAILED, see $record/$name.txt")"
         done
     done
@@ -110,7 +135,7 @@ bench() {
     local common=(bench --backend cuda --methods unbiased,threshold,exact,evaluation,baseline)
     if [ $emulated = yes ]; then
         step bench-emulated ./bin/cce "${common[@]}" --shape gpt2 --tokens 48 --vocab 700 --hidden 40 --dtype f32,bf16,f16 \
-            --softcap 0,30 --rounds 1 --csv "$record/emulated.csv" ${BENCH_ARGS:-}
+            --softcap 0,30 --rounds 1 --profile --csv "$record/emulated.csv" ${BENCH_ARGS:-}
         return
     fi
     # Clocks all along: a GPU that slows down while it is measured shows here.
@@ -124,9 +149,9 @@ bench() {
     if [ -n "${BENCH_SHAPES:-}" ]; then
         step bench ./bin/cce "${common[@]}" --shape "$BENCH_SHAPES" --csv "$record/bench.csv" --chart "$record/bench.svg" ${BENCH_ARGS:-}
     else
-        step bench-gemma2 ./bin/cce "${common[@]}" --shape gemma2_2b --softcap 0,30 --rounds 10 \
+        step bench-gemma2 ./bin/cce "${common[@]}" --shape gemma2_2b --softcap 0,30 --rounds 10 --profile \
             --csv "$record/gemma2.csv" --chart "$record/gemma2.svg" ${BENCH_ARGS:-}
-        step bench-others ./bin/cce "${common[@]}" --shape llama3_8b,qwen2_5_0_5b,qwen2_5_7b --rounds 10 \
+        step bench-others ./bin/cce "${common[@]}" --shape llama3_8b,qwen2_5_0_5b,qwen2_5_7b --rounds 10 --profile \
             --csv "$record/others.csv" --chart "$record/others.svg" ${BENCH_ARGS:-}
         step bench-tokens ./bin/cce "${common[@]}" --shape llama3_8b --tokens 1024,2048,4096,8192,16384 --rounds 10 \
             --csv "$record/tokens.csv" --chart "$record/tokens.svg" ${BENCH_ARGS:-}
@@ -174,8 +199,10 @@ for name in "${steps[@]}"; do
 done
 
 echo
+[ ${#late[@]} -gt 0 ] && printf 'NO TIME for %s\n' "${late[@]}" | tee "$record/LATE"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" | tee "$record/FAILED"
     exit 1
 fi
+[ ${#late[@]} -gt 0 ] && { echo "what ended in time passed; record in $record"; exit 3; }
 echo "all passed; record in $record"

@@ -106,10 +106,25 @@ impl Last {
     }
 }
 
+/// What one launch of a step took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// The kernel.
+    pub name: String,
+    /// For row blocks alone whose candidates outgrew their room.
+    pub redo: bool,
+    pub milliseconds: f64,
+}
+
 /// A machine with the tensors of one workload. All methods share its output buffers.
 pub trait Runner {
     /// Runs the method once.
     fn step(&mut self, method: Method) -> anyhow::Result<Step>;
+
+    /// Runs a method of ours once more and times its launches one by one, in their order.
+    fn launches(&mut self, _: Method) -> anyhow::Result<Vec<Launch>> {
+        anyhow::bail!("only a GPU has launches to time")
+    }
 
     /// The floor: one plain matmul of the size of the logits.
     fn matmul(&mut self) -> anyhow::Result<Seconds>;

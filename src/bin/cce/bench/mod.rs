@@ -7,6 +7,7 @@ mod cuda;
 mod gradient_error;
 mod machine;
 mod methods;
+mod profile;
 mod report;
 mod timing;
 mod workloads;
@@ -84,6 +85,9 @@ pub struct BenchArgs {
     /// Also measure the error of filtered gradients against the exact one, and look for bias.
     #[arg(long)]
     gradient_error: bool,
+    /// Also time every launch of each method on a GPU, in rounds of their own. With --csv they are in FILE-launches.csv beside it.
+    #[arg(long)]
+    profile: bool,
     /// Seeds of the unbiased filter for `--gradient-error`.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
     seeds: u64,
@@ -143,6 +147,8 @@ fn methods(args: &BenchArgs) -> Vec<Method> {
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let by_default = args.kernels.iter().all(|kernels| *kernels == KernelChoice::default());
     ensure!(by_default || args.backend == BackendArg::Cuda, "--kernels is for --backend cuda");
+    ensure!(!args.profile || args.backend == BackendArg::Cuda, "--profile is for --backend cuda");
+    ensure!(!args.profile || args.rounds > 0, "--profile needs a round at least, for T");
     let machine = Machine::open(args.backend)?;
     let revision = option_env!("CCE_REVISION").unwrap_or("unknown");
     say!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"))?;
@@ -185,7 +191,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.csv {
         report::write_csv(path, &reports, &machine, revision)?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        errors.write_csv(&path.with_file_name(format!("{stem}-gradient-error.csv")), args.seeds, revision)?;
+        let beside = |what| path.with_file_name(format!("{stem}-{what}.csv"));
+        errors.write_csv(&beside("gradient-error"), args.seeds, revision)?;
+        profile::write_csv(&beside("launches"), &reports, &machine.name(), revision)?;
     }
     if let Some(path) = &args.chart {
         chart::write(path, &reports)?;
@@ -238,6 +246,13 @@ fn bench(
         report.backward = phase(|round| round.backward);
         report.both = phase(|round| round.forward + round.backward);
     }
+    let mut profiles = Vec::new();
+    if args.profile {
+        for &method in possible.iter().filter(|&&method| method != Method::Baseline) {
+            progress.set_message(format!("{name} {dtype}: launches of {}", method.name()));
+            profiles.push(profile::profile(runner, method, args.rounds)?);
+        }
+    }
     let report = ShapeReport {
         name: name.into(),
         shape,
@@ -247,8 +262,9 @@ fn bench(
         tf32_matmul_ms: tf32,
         state: machine.state(),
         methods: reports,
+        profiles,
     };
-    progress.suspend(|| report::print_table(&report))?;
+    progress.suspend(|| report::print_table(&report).and_then(|()| profile::print(&report)))?;
     Ok(Some(report))
 }
 

@@ -1,6 +1,7 @@
 //! The benchmark's table and its CSV file.
 
 use super::machine::Machine;
+use super::profile::Profile;
 use super::timing::{Summary, median};
 use anyhow::Context;
 use cut_cross_entropy::{DType, Shape, Telemetry};
@@ -19,6 +20,8 @@ pub struct ShapeReport {
     /// Driver and clocks right after the rounds, where there are some.
     pub state: String,
     pub methods: Vec<MethodReport>,
+    /// Of the methods whose launches were timed one by one.
+    pub profiles: Vec<Profile>,
 }
 
 /// Everything measured of one method.

@@ -4,7 +4,7 @@
 mod baseline;
 mod blas;
 
-use super::methods::{Last, Method, Runner, Step};
+use super::methods::{Last, Launch, Method, Runner, Step};
 use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
 use crate::common::workload::Workload;
@@ -13,7 +13,7 @@ use baseline::{Baseline, Tensors};
 use blas::{Blas, Precision, View};
 use cut_cross_entropy::cuda::cudarc::driver::sys::{CUevent_flags, CUmemPool_attribute as PoolAttribute, CUmemoryPool};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result};
-use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice};
+use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, LaunchTime, Profile};
 use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::{
     Backend, Cuda, DType, GradientSinks, HostBuffer, Inputs, Matrix, Problem, Shape, Sink, Telemetry, Upstream,
@@ -261,7 +261,7 @@ impl<'a> CudaRunner<'a> {
         }
     }
 
-    fn ours(&mut self, method: Method) -> anyhow::Result<Step> {
+    fn ours(&mut self, method: Method, profile: Option<Arc<Profile>>) -> anyhow::Result<Step> {
         let (device, Shape { tokens, hidden, vocab }) = (self.device, self.workload.shape);
         let inputs: Inputs<'_, DeviceMemory> = Inputs::new(
             Matrix::new(slice(&self.embeddings)?, tokens, hidden),
@@ -269,7 +269,10 @@ impl<'a> CudaRunner<'a> {
             &self.targets,
         );
         let options = method.options(self.workload.softcap);
-        let cuda = device.cuda.clone().with_kernels(method.kernels());
+        let mut cuda = device.cuda.clone().with_kernels(method.kernels());
+        if let Some(profile) = profile {
+            cuda = cuda.with_profile(profile);
+        }
         let sinks = GradientSinks {
             embeddings: Sink::Overwrite(self.d_embeddings.as_mut()),
             classifier: Sink::Overwrite(self.d_classifier.as_mut()),
@@ -310,8 +313,19 @@ impl Runner for CudaRunner<'_> {
     fn step(&mut self, method: Method) -> anyhow::Result<Step> {
         match method {
             Method::Baseline => self.materialising(),
-            _ => self.ours(method),
+            _ => self.ours(method, None),
         }
+    }
+
+    fn launches(&mut self, method: Method) -> anyhow::Result<Vec<Launch>> {
+        ensure!(method != Method::Baseline, "the baseline's launches are cuBLAS's own");
+        let profile = Arc::new(Profile::default());
+        self.ours(method, Some(profile.clone()))?;
+        let launch = |time: LaunchTime| {
+            let milliseconds = f64::from(time.milliseconds);
+            Launch { name: time.name, redo: time.redo, milliseconds }
+        };
+        Ok(profile.take()?.into_iter().map(launch).collect())
     }
 
     fn matmul(&mut self) -> anyhow::Result<Seconds> {
