@@ -145,14 +145,7 @@ fn strided_operands_are_read_in_place_and_nothing_but_the_plan_is_allocated() ->
     let loss = run()?;
     let info = &Cuda::new(0).expect("present").device().clone();
     let shape = Shape { tokens: TOKENS, hidden: HIDDEN, vocab: VOCAB };
-    let workload = Workload {
-        shape,
-        dtype: cut_cross_entropy::DType::F32,
-        bias: false,
-        aligned: true,
-        options,
-        kernels: Default::default(),
-    };
+    let workload = Workload::of_shape(shape, cut_cross_entropy::DType::F32, options);
     let plan = LaunchPlan::new(&workload, &info).expect("fits");
     // Four vectors of N and the loss, which candle takes.
     let planned = plan.workspace.group_bytes(Group::Saved) + 4 * (4 * TOKENS + 1);

@@ -253,15 +253,8 @@ fn the_device_shares_the_work_out_as_planned() {
     for (row_blocks, l2_bytes, kernels) in (1..=40).flat_map(|n| {
         [(n, 50 << 20, tuned(false, 2)), (n, 50 << 20, tuned(true, 2)), (n, 2 << 20, tuned(n % 2 == 0, 2))]
     }) {
-        let workload = Workload {
-            shape: Shape { tokens: 128 * row_blocks, hidden: 512, vocab: 20_000 },
-            dtype: DType::BF16,
-            bias: false,
-            aligned: true,
-            options: CceOptions::default(),
-            kernels,
-            room: None,
-        };
+        let shape = Shape { tokens: 128 * row_blocks, hidden: 512, vocab: 20_000 };
+        let workload = Workload::of_shape(shape, DType::BF16, CceOptions::default()).with_kernels(kernels);
         let device = DeviceInfo { l2_bytes, ..DeviceInfo::H100 };
         let plan = LaunchPlan::new(&workload, &device).expect("fits");
         for round in &plan.rounds {

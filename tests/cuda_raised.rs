@@ -56,15 +56,7 @@ fn flat_and_sharp(tokens: usize, is_sharp: impl Fn(usize) -> bool, dtype: DType)
 
 fn workload(dtype: DType, kernels: KernelFamily) -> Workload {
     let shape = Shape { tokens: 150, hidden: 8, vocab: VOCAB };
-    Workload {
-        shape,
-        dtype,
-        bias: false,
-        aligned: true,
-        options: unbiased(EPS, 5),
-        kernels: kernels.into(),
-        room: Some(ROOM),
-    }
+    Workload::of_shape(shape, dtype, unbiased(EPS, 5)).with_kernels(kernels).with_room(Some(ROOM))
 }
 
 fn unbiased(eps: f32, seed: u64) -> CceOptions {

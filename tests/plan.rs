@@ -7,16 +7,7 @@ use cut_cross_entropy::plan::{
 use cut_cross_entropy::{CceOptions, DType, Error, GradientFilter, Shape};
 
 fn workload(tokens: usize, vocab: usize, hidden: usize) -> Workload {
-    let shape = Shape { tokens, hidden, vocab };
-    Workload {
-        shape,
-        dtype: DType::BF16,
-        bias: false,
-        aligned: true,
-        options: CceOptions::default(),
-        kernels: auto(),
-        room: None,
-    }
+    Workload::of_shape(Shape { tokens, hidden, vocab }, DType::BF16, CceOptions::default())
 }
 
 fn auto() -> KernelChoice {

@@ -85,8 +85,12 @@ impl Workload {
     /// Of a problem whose matrices are `aligned` or not.
     pub fn new<M: Memory>(problem: &Problem<'_, M>, aligned: bool) -> Self {
         let bias = problem.inputs().bias.is_some_and(|b| b.len() > 0);
-        let (shape, dtype, options) = (problem.shape(), problem.dtype(), *problem.options());
-        Workload { shape, dtype, bias, aligned, options, kernels: KernelChoice::default(), room: None }
+        Workload { bias, aligned, ..Workload::of_shape(problem.shape(), problem.dtype(), *problem.options()) }
+    }
+
+    /// Of tensors that need not be there: without a bias, and aligned.
+    pub fn of_shape(shape: Shape, dtype: DType, options: CceOptions) -> Self {
+        Workload { shape, dtype, bias: false, aligned: true, options, kernels: KernelChoice::default(), room: None }
     }
 
     /// The same by other kernels.

@@ -68,8 +68,7 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         None => present.ok(),
     };
     if let Some(device) = device {
-        let workload =
-            Workload { shape, dtype, bias: false, aligned: true, options, kernels: args.kernels, room: args.room };
+        let workload = Workload::of_shape(shape, dtype, options).with_kernels(args.kernels).with_room(args.room);
         let plan = LaunchPlan::new(&workload, &device)?;
         say!("\nplan for {label}: {plan}")?;
         print_traffic(&plan)?;
