@@ -147,9 +147,9 @@ struct LinearCrossEntropy {
 
 /// A forward, by where it ran.
 enum Saved {
-    Cpu(Forward),
+    Cpu(Box<Forward>),
     #[cfg(feature = "candle-cuda")]
-    Cuda(Forward<crate::cuda::DeviceMemory>),
+    Cuda(Box<Forward<crate::cuda::DeviceMemory>>),
 }
 
 fn apply(
@@ -256,7 +256,7 @@ impl LinearCrossEntropy {
             Output::Losses => std::mem::take(&mut forward.losses), // the backward reads no output
             Output::NllAndLse => [&forward.nll[..], &forward.lse].concat(),
         };
-        self.forward.set(Saved::Cpu(forward)).map_err(|_| Error::msg("this operation has already run"))?;
+        self.forward.set(Saved::Cpu(Box::new(forward))).map_err(|_| Error::msg("this operation has already run"))?;
         Ok((CpuStorage::F32(output), self.output_shape.clone()))
     }
 

@@ -143,7 +143,7 @@ fn strided_operands_are_read_in_place_and_nothing_but_the_plan_is_allocated() ->
     run()?; // kernels are loaded
     let before = used()?;
     let loss = run()?;
-    let info = &Cuda::new(0).expect("present").device().clone();
+    let info = Cuda::new(0).expect("present").device().clone();
     let shape = Shape { tokens: TOKENS, hidden: HIDDEN, vocab: VOCAB };
     let workload = Workload::of_shape(shape, cut_cross_entropy::DType::F32, options);
     let plan = LaunchPlan::new(&workload, &info).expect("fits");

@@ -117,7 +117,7 @@ impl LinearCrossEntropy {
             Output::Losses => take(&cuda, &mut forward.losses).map_err(Error::wrap)?,
             Output::NllAndLse => stacked(&cuda, &forward.nll, &forward.lse).w()?,
         };
-        self.forward.set(Saved::Cuda(forward)).map_err(|_| Error::msg("this operation has already run"))?;
+        self.forward.set(Saved::Cuda(Box::new(forward))).map_err(|_| Error::msg("this operation has already run"))?;
         Ok((CudaStorage::wrap_cuda_slice(output, device.clone()), self.output_shape.clone()))
     }
 
