@@ -76,13 +76,13 @@ struct LceHeader {
 };
 
 // p = exp(z - max) * inverse_sum; ln p = (z - max) - log_sum
-struct LceRowStatistics {
+struct alignas(16) LceRowStatistics {
     float max, inverse_sum, log_sum, lse, entropy, target_logit;
     u32 argmax;
     float eps;                               // that the row's list is kept with: the filter's, or a raised one
 };
 
-struct LceEntry { u32 index; float value; };
+struct alignas(8) LceEntry { u32 index; float value; };
 
 struct LceSaved {
     LceHeader* header;
@@ -99,7 +99,7 @@ struct LceSaved {
 // ---- forward scratch --------------------------------------------------------------------------------------------------
 // Softmax state of one row over one share of the vocabulary: sum = sum of exp(z - max), weighted = sum of
 // exp(z - max)(z - max), smooth = sum of w_v (z_v - anchor), anchor = the row's seed logit where finite, else 0.
-struct LcePartial { float max, sum, weighted, smooth; };
+struct alignas(16) LcePartial { float max, sum, weighted, smooth; };
 
 // The candidates of a row block. One that overflowed in a round has done the round again, with a larger eps.
 struct LcePool {
@@ -135,7 +135,7 @@ struct LceUpstream {
 struct LceSink { void* data; u32 type; u32 mode; };   // dense; ElementType, SinkMode (ACCUMULATE: TYPE_F32 only)
 
 // dL/dz_v = p_v (softmax - entropy (ln p_v + H)) - [v = y] target - spread w_v, before the softcap's slope and the scale
-struct LceCoefficients { float softmax, target, spread, entropy; };
+struct alignas(16) LceCoefficients { float softmax, target, spread, entropy; };
 
 // Blocks of 128 rows, or of 128 classes, whose sums are products of tiles (tile_lists.cu). Zero before the lists are made.
 struct LceTileWork {

@@ -163,6 +163,7 @@ __device__ __forceinline__ void store_gradients(const LceArgs& a, const Smem& sm
 __device__ __forceinline__ Segment segment_of(const Work& work, u32 item) {
     const u32 segments = div_up(work.chunk.tiles, work.segment_tiles);
     const u32 group = item / (GROUP_ROWS * segments), in_group = item % (GROUP_ROWS * segments);
+    if (group * GROUP_ROWS >= work.pass.row_tiles) return {work.pass.rows, 0, 0, 0};   // none is left
     const u32 height = smaller(GROUP_ROWS, work.pass.row_tiles - group * GROUP_ROWS);
     const u32 row0 = (group * GROUP_ROWS + in_group % height) * TILE, tile = in_group / height * work.segment_tiles;
     const u32 first_tile = work.chunk.first / TILE;

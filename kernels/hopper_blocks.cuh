@@ -86,7 +86,7 @@ struct Rows {
     __device__ __forceinline__ void load(const LceHopperArgs& a, u8 (*blocks)[BYTES], u32 count, u64* full, u32 x, u32 rows) const {
         if (box == 0) return;
         u8* to = blocks[0] + threadIdx.x % 8 * 8 * 128;
-        const prim::TensorMap* map = &a.embeddings[box == SIDE ? 0 : box == 8 ? 1 : 2];
+        const prim::TensorMap* map = &a.embeddings[box == SIDE ? 1 : box == 8 ? 4 : 7];   // of 128 >> k rows
 #pragma unroll 1
         for (u32 i = 0; i < (box == 1 ? 8 : 1); ++i) {
             const u32 at = i == 0 ? token : first + i < rows ? token_of(a.args, first + i, rows) : a.args.problem.tokens;

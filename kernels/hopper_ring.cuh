@@ -58,7 +58,8 @@ template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
 
 // ---- producer -------------------------------------------------------------------------------------------------------
 // The boxes of E that fill a tile. Rows are the tokens that are not ignored: mostly one run of tokens, one box. Otherwise
-// each run is cut into boxes of 8 and 1. A box may begin at any row: the swizzle is a function of the shared address (CUDA
+// each run is cut into boxes of 64 rows, 32, 16 and so on: a thread that issues more than some ten of them a step is slower than
+// the products. A box may begin at any row: the swizzle is a function of the shared address (CUDA
 // Programming Guide, "Tensor Memory Access Swizzle": row y of a buffer that lies `offset` rows past a multiple of 1024 bytes
 // is swizzled by y + offset). The last run goes on through the rows that are not there, which are masked; outside of E
 // there are zeros.
@@ -76,9 +77,10 @@ __device__ __forceinline__ u32 find_boxes(const LceArgs& a, Box* boxes, u32 row_
         for (end = row + 1; end < rows && token[end] - first == end - row;) ++end;
         if (end == rows) end = BLOCK_N;
         for (u32 at = row; at < end;) {
-            const bool eight = end - at >= 8;
-            boxes[count++] = {first + (at - row), prim::u16(at), prim::u16(eight ? 1 : 2)};
-            at += eight ? 8 : 1;
+            u32 map = 0;
+            while (BLOCK_N >> map > end - at) ++map;
+            boxes[count++] = {first + (at - row), prim::u16(at), prim::u16(map)};
+            at += BLOCK_N >> map;
         }
     }
     return count;

@@ -334,6 +334,17 @@ fn pools_drop_between_rounds_what_later_sums_rule_out() {
     }
 }
 
+/// A multiple of 16 row tiles: whoever looks for more work finds a group of row tiles that has none.
+#[test]
+fn the_exact_path_ends_where_row_tiles_are_whole_groups() {
+    let _device = device();
+    emulator::configure(&emulator::Config { check: false, ..emulator::Config::default() });
+    let tensors = Spec::new(2048, 8, 200).generate();
+    let options = CceOptions { filter: GradientFilter::Exact, ..CceOptions::default() };
+    let backend = CudaStaged::new(0).expect("an emulated device");
+    common::suite::check_one(&backend, &tensors, &options, &OwnedUpstream::loss(1.0)).expect("as the oracle says");
+}
+
 #[test]
 fn accumulating_sinks_add_in_f32() {
     let _device = device();

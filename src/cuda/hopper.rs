@@ -12,15 +12,22 @@ use cudarc::driver::{DeviceRepr, sys};
 #[derive(Debug, Clone, Copy)]
 struct TensorMap([u64; 16]);
 
+/// How the copy engine finds tiles of E and C.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TensorMaps {
+    /// E [N, D], the k-th in boxes of 128 >> k rows.
+    embeddings: [TensorMap; 8],
+    /// C [V, D] in boxes of 128 rows (exact path: 64).
+    classifier: TensorMap,
+}
+
 /// Argument of `lce_forward_sm90_*` and `lce_exact_sm90_*`.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LceHopperArgs {
     args: LceArgs,
-    /// E [N, D] in boxes of 128 rows (exact path: 64), 8 and 1.
-    embeddings: [TensorMap; 3],
-    /// C [V, D] in boxes of 128 rows (exact path: 64).
-    classifier: TensorMap,
+    maps: TensorMaps,
     sweep_blocks: u32,
     lead: u32,
     padding: [u32; 14],
@@ -32,23 +39,27 @@ unsafe impl DeviceRepr for LceHopperArgs {}
 /// Columns of every box: 128 bytes, the span of the swizzle.
 const BOX_COLUMNS: u32 = 64;
 
-impl LceHopperArgs {
-    /// For a plan that chose the Hopper kernels, so that base and row strides of E and C are multiples of 16 bytes.
+impl TensorMaps {
+    /// For a plan that chose the Hopper kernels, so that base and row strides of E and C are multiples of 16 bytes. The same for all
+    /// launches of a forward, or of a backward, whose one Hopper kernel is the exact path's.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where the driver refuses a tensor map.
-    pub fn new(args: LceArgs, plan: &LaunchPlan, kernel: &Kernel) -> Result<Self> {
+    pub fn new(args: &LceArgs, plan: &LaunchPlan, kernel: &Kernel) -> Result<Self> {
         let (p, dtype) = (&args.problem, plan.workload.dtype);
         let box_rows = if kernel.cooperative { 64 } else { 128 };
-        let e = |box_rows| encode(dtype, p.embeddings, [p.hidden, p.tokens], p.embeddings_stride, box_rows);
-        Ok(LceHopperArgs {
-            args,
-            embeddings: [e(box_rows)?, e(8)?, e(1)?],
+        let e = |k| encode(dtype, p.embeddings, [p.hidden, p.tokens], p.embeddings_stride, 128_u32 >> k);
+        Ok(TensorMaps {
+            embeddings: [e(0)?, e(1)?, e(2)?, e(3)?, e(4)?, e(5)?, e(6)?, e(7)?],
             classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, box_rows)?,
-            sweep_blocks: plan.sweep_blocks,
-            lead: plan.workload.kernels.tuning.lead,
-            padding: [0; 14],
         })
+    }
+}
+
+impl LceHopperArgs {
+    pub fn new(args: LceArgs, plan: &LaunchPlan, maps: TensorMaps) -> Self {
+        let lead = plan.workload.kernels.tuning.lead;
+        LceHopperArgs { args, maps, sweep_blocks: plan.sweep_blocks, lead, padding: [0; 14] }
     }
 }
 
@@ -94,10 +105,11 @@ mod tests {
     fn fields_lie_where_the_header_puts_them() {
         assert_eq!(size_of::<sys::CUtensorMap>(), size_of::<TensorMap>());
         let maps = size_of::<LceArgs>().next_multiple_of(64);
-        assert_eq!(offset_of!(LceHopperArgs, embeddings), maps);
-        assert_eq!(offset_of!(LceHopperArgs, classifier), maps + 3 * 128);
-        assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 4 * 128);
-        assert_eq!(offset_of!(LceHopperArgs, lead), maps + 4 * 128 + 4);
-        assert_eq!(size_of::<LceHopperArgs>(), maps + 5 * 128 - 64);
+        assert_eq!(offset_of!(LceHopperArgs, maps), maps);
+        assert_eq!(offset_of!(TensorMaps, classifier), 8 * 128);
+        assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 9 * 128);
+        assert_eq!(offset_of!(LceHopperArgs, lead), maps + 9 * 128 + 4);
+        assert_eq!(size_of::<LceHopperArgs>(), maps + 10 * 128 - 64);
+        assert!(size_of::<LceHopperArgs>() <= 4096, "the most that a launch's arguments may take before CUDA 12.1");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::abi::{Address, LceArgs};
 use super::arguments::{Addresses, planned};
-use super::hopper::LceHopperArgs;
+use super::hopper::{LceHopperArgs, TensorMaps};
 use super::module::driver;
 use super::profile::Profile;
 use super::{Cuda, DeviceMemory, Outputs, Saved};
@@ -84,13 +84,14 @@ unsafe fn submit(
     region: &dyn Fn(&str) -> Address,
 ) -> Result<()> {
     let stream = &cuda.stream;
+    stream.context().bind_to_thread().map_err(driver("cuCtxSetCurrent"))?;
     // First every entry point, so that an error leaves nothing half done.
     let function = |step: &Step| match step {
         Step::Fill { .. } => Ok(None),
         Step::Launch(launch) => cuda.kernels.function(&launch.entry_point, &launch.kernel).map(Some),
     };
     let functions = steps.iter().map(function).collect::<Result<Vec<_>>>()?;
-    stream.context().bind_to_thread().map_err(driver("cuCtxSetCurrent"))?;
+    let mut maps: Option<TensorMaps> = None;
     let mut mark = cuda.profile.as_ref().map(|_| Profile::mark(stream)).transpose()?;
     for (step, function) in steps.iter().zip(&functions) {
         match (step, function) {
@@ -119,8 +120,11 @@ unsafe fn submit(
                     block_dim: (launch.kernel.threads, 1, 1),
                     shared_mem_bytes: launch.kernel.shared,
                 };
+                if launch.kernel.is_hopper() && maps.is_none() {
+                    maps = Some(TensorMaps::new(&args, plan, &launch.kernel)?);
+                }
                 let hopper =
-                    launch.kernel.is_hopper().then(|| LceHopperArgs::new(args, plan, &launch.kernel)).transpose()?;
+                    maps.filter(|_| launch.kernel.is_hopper()).map(|maps| LceHopperArgs::new(args, plan, maps));
                 let mut builder = stream.launch_builder(function);
                 match &hopper {
                     Some(hopper) => builder.arg(hopper),

@@ -50,6 +50,8 @@ impl std::fmt::Debug for Kernels {
 impl Kernels {
     /// Those of a context, loaded once for all backends that use it.
     pub fn of(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
+        // What looks up functions and asks about them does so in the context of its thread, which may have none.
+        context.bind_to_thread().map_err(driver("cuCtxSetCurrent"))?;
         static LOADED: Mutex<Vec<(usize, Weak<Kernels>)>> = Mutex::new(Vec::new());
         let key = context.cu_ctx() as usize;
         // Held while loading, so that two threads do not compile the same.
@@ -102,10 +104,13 @@ impl Kernels {
         }
         // An emulated module has every kernel; one for Hopper is not there on another device, whoever asks.
         let fits = !kernel.is_hopper() || self.device.compute_capability == (9, 0);
-        let named = |(_, module): &(_, Arc<CudaModule>)| module.load_function(entry_point).ok();
-        let found = if fits { self.modules.iter().find_map(named) } else { None };
+        let mut why = String::new();
+        let mut named = |(_, module): &(_, Arc<CudaModule>)| {
+            module.load_function(entry_point).map_err(|error| why = describe(&error)).ok()
+        };
+        let found = if fits { self.modules.iter().find_map(&mut named) } else { None };
         let Some(function) = found else {
-            let reason = format!("no kernel is named {entry_point}");
+            let reason = format!("no kernel is named {entry_point}; {why}");
             return Err(Error::Device { call: "cuModuleGetFunction".into(), reason });
         };
         if kernel.shared > DEFAULT_SHARED {
@@ -138,15 +143,21 @@ fn load_module(context: &Arc<CudaContext>, name: &str, source: &str, arch: u32) 
     let load = |code: Vec<u8>| context.load_module(Ptx::from_binary(code)).map_err(driver("cuModuleLoadData"));
     let compile_always = std::env::var_os("CCE_JIT").is_some_and(|value| !value.is_empty() && value != "0");
     let image = IMAGES.iter().find(|(n, _)| *n == name && !compile_always);
-    if let Some(module) = image.and_then(|(_, image)| load(image.to_vec()).ok()) {
-        return Ok(module);
-    }
+    let refused = match image.map(|(_, image)| load(image.to_vec())) {
+        Some(Ok(module)) => return Ok(module),
+        Some(Err(error)) => format!("; before it: the machine code of this build, {error}"),
+        None => String::new(),
+    };
+    let because = |error| match error {
+        Error::Device { call, reason } => Error::Device { call, reason: reason + &refused },
+        other => other,
+    };
     let program = Program { name, source, headers: HEADERS };
-    let cached = program.cached(arch)?;
+    let cached = program.cached(arch).map_err(because)?;
     if let Some(module) = cached.read().and_then(|code| load(code).ok()) {
         return Ok(module);
     }
-    let code = program.compile(arch)?;
+    let code = program.compile(arch).map_err(because)?;
     cached.write(&code);
     load(code)
 }

@@ -29,6 +29,16 @@ const SYMBOLS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// Whether the driver tells the time between events as this build asks: since 12.8. cudarc would panic.
+pub(super) fn times_events() -> Result<()> {
+    let symbol = "cuEventElapsedTime_v2";
+    device_count()?;
+    match has(&load()?, symbol) {
+        true => Ok(()),
+        false => Err(missing(format!("the driver has no function {symbol}; it is older than CUDA 12.8"))),
+    }
+}
+
 /// Number of CUDA devices, asked once.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! How long each step of a plan takes on the device, by events on its stream.
 
 use super::module::driver;
+use super::probe::times_events;
 use crate::Result;
 use crate::plan::Step;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
@@ -37,8 +38,9 @@ impl Profile {
     /// Times of all launches since the last call, in their order. Waits for them.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if one of them failed.
+    /// [`Error::Device`](crate::Error::Device) if one of them failed, or if the driver is older than CUDA 12.8.
     pub fn take(&self) -> Result<Vec<LaunchTime>> {
+        times_events()?;
         let time = |span: Span| {
             let milliseconds = span.start.elapsed_ms(&span.end).map_err(driver("cuEventElapsedTime"))?;
             Ok(LaunchTime { name: span.name, redo: span.redo, milliseconds })

@@ -42,8 +42,8 @@ impl DeviceInfo {
     pub const RTX_4090: DeviceInfo = known("RTX 4090", (8, 9), 128, 100, 72);
     /// NVIDIA H100 SXM.
     pub const H100: DeviceInfo = known("H100", (9, 0), 132, 228, 50);
-    /// NVIDIA H200.
-    pub const H200: DeviceInfo = known("H200", (9, 0), 132, 228, 50);
+    /// NVIDIA H200, whose driver reports 60 MiB of L2.
+    pub const H200: DeviceInfo = known("H200", (9, 0), 132, 228, 60);
     /// NVIDIA GeForce RTX 5090.
     pub const RTX_5090: DeviceInfo = known("RTX 5090", (12, 0), 170, 100, 96);
 

@@ -34,6 +34,9 @@ pub struct Tuning {
     pub lead: u32,
     /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time, at least a tile of classes.
     pub chunk_mib: u32,
+    /// Hopper: `sweep=40`, percent of the last cache that the rows of E of a sweep over the classifier may take. The cache is two halves,
+    /// and a row that both halves' multiprocessors read may be in both.
+    pub sweep: u32,
     /// `tiles=auto`, `off` or `all`: what the sparse gradients multiply, in 16-bit types, in place of gathering it.
     pub tiles: Tiles,
 }
@@ -57,7 +60,7 @@ impl Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { cluster: None, lead: 2, chunk_mib: 64, tiles: Tiles::WhereFaster }
+        Tuning { cluster: None, lead: 2, chunk_mib: 64, sweep: 40, tiles: Tiles::WhereFaster }
     }
 }
 
@@ -78,7 +81,8 @@ impl FromStr for KernelChoice {
             "portable" => KernelFamily::Portable,
             "hopper" => KernelFamily::Hopper,
             _ => {
-                let settings = "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB";
+                let settings =
+                    "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT";
                 return Err(format!("`{text}` is none of auto, portable, hopper, with or without :{settings}"));
             }
         };
@@ -107,8 +111,15 @@ fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), S
             }
         }
         Some(("chunk", mib)) if hopper => tuning.chunk_mib = number(mib, "a chunk is a number of MiB")?,
+        Some(("sweep", percent)) if hopper => {
+            tuning.sweep = number(percent, "a sweep is a percentage")?;
+            if !(1..=100).contains(&tuning.sweep) {
+                return Err(format!("`{setting}`: a sweep is 1 to 100 percent"));
+            }
+        }
         _ if hopper => {
-            return Err(format!("`{setting}` is none of cluster=on|off, lead=0..3, chunk=MIB, tiles=auto|off|all"));
+            let settings = "cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, tiles=auto|off|all";
+            return Err(format!("`{setting}` is none of {settings}"));
         }
         _ => return Err(format!("`{setting}` is not tiles=auto|off|all; other settings are for hopper")),
     }
@@ -128,12 +139,13 @@ impl fmt::Display for KernelFamily {
 impl fmt::Display for KernelChoice {
     /// What is not as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Tuning { cluster, lead, chunk_mib, tiles }, default) = (self.tuning, Tuning::default());
+        let (Tuning { cluster, lead, chunk_mib, sweep, tiles }, default) = (self.tuning, Tuning::default());
         write!(f, "{}", self.family)?;
         let settings = [
             cluster.map(|on| format!("cluster={}", if on { "on" } else { "off" })),
             (lead != default.lead).then(|| format!("lead={lead}")),
             (chunk_mib != default.chunk_mib).then(|| format!("chunk={chunk_mib}")),
+            (sweep != default.sweep).then(|| format!("sweep={sweep}")),
             (tiles != default.tiles).then(|| if tiles == Tiles::Off { "tiles=off".into() } else { "tiles=all".into() }),
         ];
         for (index, setting) in settings.into_iter().flatten().enumerate() {

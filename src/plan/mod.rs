@@ -55,12 +55,10 @@ const REDO_SPLITS: u32 = 8;
 
 /// Classes of a tile of the Hopper kernels.
 const HOPPER_TILE: usize = 256;
-/// Share of the last cache that the rows of E of a sweep may take, in percent; the classifier streams through the rest.
-const SWEEP_PERCENT: usize = 80;
 /// Blocks of a cluster of the Hopper forward, and the time that it takes for a tile next to a block by itself: predicted, see
-/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones above 32.
+/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones from 7 on.
 const CLUSTER: u32 = 2;
-const CLUSTER_TIME: f64 = 0.97;
+const CLUSTER_TIME: f64 = 0.86;
 
 /// What a plan depends on, besides the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -226,7 +224,8 @@ impl LaunchPlan {
             }
         };
         let row_bytes = hidden * workload.dtype.size_in_bytes();
-        let sweep_blocks = schedule::sweep_blocks(device.l2_bytes, SWEEP_PERCENT, row_bytes) as u32;
+        let sweep_blocks =
+            schedule::sweep_blocks(device.l2_bytes, workload.kernels.tuning.sweep as usize, row_bytes) as u32;
         let room = room(workload);
         let candidates = capture.then_some(room);
         let (rounds, cluster) = match hopper {

@@ -3,13 +3,14 @@
 #
 #   ./run.sh                       parity, compute-sanitizer, bench (every launch timed one by one, too)
 #   ./run.sh parity sanitizer      these steps alone
-#   ./run.sh tune                  the Hopper forward with and without clusters, the exact path with chunks of 16 to 128 MiB, either with
-#                                  leads of 0, 2 and 3 steps; sparse gradients with tiles and without
+#   ./run.sh tune                  the Hopper forward with and without clusters and with longer and shorter sweeps, the exact path with chunks
+#                                  of 16 to 128 MiB, either with leads of 0 to 3 steps; sparse gradients with tiles and without
 #   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
 #   ./run.sh --seconds S ...       begins nothing after S seconds, and ends then what still runs; steps go in the order given, so that on a
 #                                  machine lent for a while the first come first:  ./run.sh --seconds 560 parity bench tune sanitizer
 #
 #   PARITY_FILTER=word             only the parity tests whose names have it
+#   BENCH_ANYWAY=1                 bench and tune after failures, too
 #   BENCH_SHAPES, BENCH_ARGS       other shapes; more arguments for `cce bench`
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -95,9 +96,14 @@ step() {
     return "$status"
 }
 
+# Each test in a process of its own: after a fault everything else in its process fails, too.
 parity() {
-    # Cases share one device: one at a time.
-    step parity ./bin/cuda_device --test-threads=1 ${PARITY_FILTER:+"$PARITY_FILTER"}
+    local tests test
+    tests=$(./bin/cuda_device --list --format terse | sed -n 's/: test$//p' | grep -F -- "${PARITY_FILTER:-}")
+    [ -n "$tests" ] || failed+=("parity (no test is named like $PARITY_FILTER)")
+    for test in $tests; do
+        step "parity-${test##*::}" ./bin/cuda_device --exact "$test"
+    done
 }
 
 sanitizer() {
@@ -166,7 +172,9 @@ bench() {
 tune() {
     local forward=(bench --backend cuda --methods evaluation,unbiased) exact=(bench --backend cuda --methods exact)
     local sparse=(bench --backend cuda --methods unbiased --kernels auto --kernels auto:tiles=off) kernels shapes
-    for kernels in hopper:cluster=on,lead={0,2,3} hopper:cluster=off,lead={0,2,3}; do forward+=(--kernels "$kernels"); done
+    for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,80}; do
+        forward+=(--kernels "$kernels")
+    done
     for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 portable; do exact+=(--kernels "$kernels"); done
     if [ $emulated = yes ]; then
         local small="--shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1"
@@ -190,10 +198,10 @@ tune() {
 }
 
 for name in "${steps[@]}"; do
-    # What is wrong is not timed.
-    if [[ $name = bench || $name = tune ]] && [ ${#failed[@]} -gt 0 ]; then
-        echo "no bench after failures"
-        break
+    # What is wrong is not timed; `cce bench` leaves out a method that disagrees with f64, whatever the tests said.
+    if [[ $name = bench || $name = tune ]] && [ ${#failed[@]} -gt 0 ] && [ -z "${BENCH_ANYWAY:-}" ]; then
+        echo "no $name after failures; BENCH_ANYWAY=1 would do it"
+        continue
     fi
     "$name"
 done

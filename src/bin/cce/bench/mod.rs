@@ -15,7 +15,7 @@ mod workloads;
 use crate::args::{BackendArg, DTypeArg, ShapeArgs, parse_eps};
 use crate::common::slice_oracle::{Agreement, SliceOracle};
 use crate::common::workload::Workload;
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::plan::KernelChoice;
@@ -154,13 +154,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     say!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"))?;
     let methods = methods(args);
     let progress = progress_bar();
-    let (mut reports, mut errors) = (Vec::new(), gradient_error::Table::default());
+    let (mut reports, mut findings) = (Vec::new(), Findings::default());
     if let Some(path) = &args.input {
         let name = path.file_stem().map_or("input".into(), |stem| stem.to_string_lossy().replace(',', "_"));
         for &softcap in &args.softcap {
             progress.set_message(format!("reading {}", path.display()));
             let workload = workloads::from_file(&machine, path, softcap)?;
-            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut errors)?);
+            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut findings)?);
         }
     }
     let named = if args.input.is_some() { Vec::new() } else { machine.shapes(&args.shape) };
@@ -182,7 +182,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                     progress.set_message(format!("generating {shape} {dtype}"));
                     let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed, kept)?;
                     let name = kept.map_or(name.clone(), |kept| format!("{name} kept {kept}"));
-                    reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut errors)?);
+                    reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut findings)?);
                 }
             }
         }
@@ -192,13 +192,23 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         report::write_csv(path, &reports, &machine, revision)?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let beside = |what| path.with_file_name(format!("{stem}-{what}.csv"));
-        errors.write_csv(&beside("gradient-error"), args.seeds, revision)?;
+        findings.errors.write_csv(&beside("gradient-error"), args.seeds, revision)?;
         profile::write_csv(&beside("launches"), &reports, &machine.name(), revision)?;
     }
     if let Some(path) = &args.chart {
         chart::write(path, &reports)?;
     }
+    let Findings { wrong, .. } = findings;
+    ensure!(wrong.is_empty(), "disagree with the f64 slice, so were not timed: {}", wrong.join("; "));
     Ok(())
+}
+
+/// What is found beside times.
+#[derive(Default)]
+struct Findings {
+    errors: gradient_error::Table,
+    /// Methods at shapes where they are wrong, and how.
+    wrong: Vec<String>,
 }
 
 /// Verifies, then times all methods on one workload.
@@ -209,7 +219,7 @@ fn bench(
     methods: &[Method],
     args: &BenchArgs,
     progress: &ProgressBar,
-    errors: &mut gradient_error::Table,
+    findings: &mut Findings,
 ) -> anyhow::Result<Option<ShapeReport>> {
     let (shape, dtype) = (workload.shape, workload.embeddings.as_slice().dtype());
     let cap = workload.softcap.map_or(String::new(), |cap| format!(", softcap {cap}"));
@@ -225,12 +235,14 @@ fn bench(
         }
     }
     progress.set_message(format!("{name} {dtype}: verifying"));
-    let mut reports = verify(runner, workload, &possible, progress)?;
+    let (possible, mut reports) = verify(runner, workload, &possible, progress, |method, wrong| {
+        findings.wrong.push(format!("{} at {name} {dtype}{cap}: {wrong}", method.name()));
+    })?;
     if args.gradient_error {
         let backend = machine.backend().open(KernelChoice::default())?;
-        errors.add(name, backend.host(), workload, args.seeds, progress)?;
+        findings.errors.add(name, backend.host(), workload, args.seeds, progress)?;
     }
-    if args.rounds == 0 {
+    if args.rounds == 0 || possible.is_empty() {
         return Ok(None);
     }
     let measured = measure(runner, &possible, args, &mut reports, progress, &format!("{name} {dtype}"))?;
@@ -268,22 +280,27 @@ fn bench(
     Ok(Some(report))
 }
 
-/// Runs each method once and checks it; also warms every buffer.
+/// Runs each method once and checks it; also warms every buffer. Returns those that are right.
 fn verify(
     runner: &mut dyn Runner,
     workload: &Workload,
     methods: &[Method],
     progress: &ProgressBar,
-) -> anyhow::Result<Vec<MethodReport>> {
+    mut wrong: impl FnMut(Method, String),
+) -> anyhow::Result<(Vec<Method>, Vec<MethodReport>)> {
     let oracle = SliceOracle::new(workload);
     let nothing = timing::summarize(&[], f64::NAN);
-    let mut reports = Vec::new();
+    let (mut right, mut reports) = (Vec::new(), Vec::new());
     for &method in methods {
         runner.poison()?;
         let step = runner.step(method)?;
         let agreement = match oracle.check(&runner.outcome(method)?) {
             Ok(agreement) => agreement,
-            Err(wrong) => bail!("{} disagrees with the f64 slice, so it is not timed: {wrong}", method.name()),
+            Err(how) => {
+                progress.suspend(|| say!("WRONG    {:<18} {how}", method.name()))?;
+                wrong(method, how);
+                continue;
+            }
         };
         let (inputs, options) = (workload.inputs(), method.options(workload.softcap));
         let planned = || runner.planned_bytes(method, &Problem::new(&inputs, &options)?);
@@ -315,8 +332,9 @@ fn verify(
             telemetry: step.telemetry,
             loss: step.loss,
         });
+        right.push(method);
     }
-    Ok(reports)
+    Ok((right, reports))
 }
 
 struct Measured {
