@@ -289,6 +289,8 @@ HOPPER = [
     mutant("exact: items of a phase counted without those that are not there", EXACT90, "count_items(work, chunk, phase) + gridDim.x;", "count_items(work, chunk, phase);", "exact_sm90", EXACT),
     mutant("exact: the last column of an odd D left out", EXACT90, "begin != NO_ROW && column < columns", "begin != NO_ROW && column + 1 < columns", "exact_sm90", EDGES),
     mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CLUSTERS),
+    mutant("boxes of E twice as large as their run", RING, "prim::u16(at), prim::u16(map)}", "prim::u16(at), prim::u16(map > 0 ? map - 1 : 0)}", "forward_sm90", CLUSTERS),
+    mutant("boxes of E: the next a row late", RING, "at += BLOCK_N >> map;", "at += (BLOCK_N >> map) + (map == 2 ? 1 : 0);", "forward_sm90", CLUSTERS),
     mutant("descriptor: the next k16 too far", RING, "K16 = 32 >> 4", "K16 = 48 >> 4", "forward_sm90", CASES),
 ]
 

@@ -34,8 +34,8 @@ pub struct Tuning {
     pub lead: u32,
     /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time, at least a tile of classes.
     pub chunk_mib: u32,
-    /// Hopper: `sweep=40`, percent of the last cache that the rows of E of a sweep over the classifier may take. The cache is two halves,
-    /// and a row that both halves' multiprocessors read may be in both.
+    /// Hopper: `sweep=80`, percent of the last cache that the rows of E of a sweep over the classifier may take; the classifier streams
+    /// through the rest. The cache is two halves, and a row that multiprocessors of both read may be in either: 40 would be safe.
     pub sweep: u32,
     /// `tiles=auto`, `off` or `all`: what the sparse gradients multiply, in 16-bit types, in place of gathering it.
     pub tiles: Tiles,
@@ -60,7 +60,7 @@ impl Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { cluster: None, lead: 2, chunk_mib: 64, sweep: 40, tiles: Tiles::WhereFaster }
+        Tuning { cluster: None, lead: 2, chunk_mib: 64, sweep: 80, tiles: Tiles::WhereFaster }
     }
 }
 

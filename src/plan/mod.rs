@@ -56,7 +56,7 @@ const REDO_SPLITS: u32 = 8;
 /// Classes of a tile of the Hopper kernels.
 const HOPPER_TILE: usize = 256;
 /// Blocks of a cluster of the Hopper forward, and the time that it takes for a tile next to a block by itself: predicted, see
-/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones from 7 on.
+/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones from 9 on.
 const CLUSTER: u32 = 2;
 const CLUSTER_TIME: f64 = 0.86;
 

@@ -172,7 +172,7 @@ bench() {
 tune() {
     local forward=(bench --backend cuda --methods evaluation,unbiased) exact=(bench --backend cuda --methods exact)
     local sparse=(bench --backend cuda --methods unbiased --kernels auto --kernels auto:tiles=off) kernels shapes
-    for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,80}; do
+    for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,40}; do
         forward+=(--kernels "$kernels")
     done
     for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 portable; do exact+=(--kernels "$kernels"); done
