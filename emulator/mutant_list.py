@@ -252,6 +252,7 @@ RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hop
 CLUSTERS = "cuda_hopper clusters_match"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
+PAIRS = "cuda_hopper clusters_of_the_exact_path/tokens_with_gaps,odd_columns"
 HOPPER = [
     mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
            "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", CLUSTERS),
@@ -272,8 +273,8 @@ HOPPER = [
     mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
            "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", CLUSTERS),
     mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CLUSTERS),
-    mutant("exact: lane 0 announces a stage before all lanes have it", BLOCKS, "    if (threadIdx.x % 32 == 0) {\n        prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n", "    prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n    if (threadIdx.x % 32 == 0) {\n", "exact_sm90", "cuda_hopper the_exact_path"),
-    mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // lane 0 may release the stage for all lanes\n", "", "exact_sm90", EXACT),
+    mutant("exact: lane 0 announces a stage before all lanes have it", BLOCKS, "    if (threadIdx.x % 32 == 0) {\n        if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n", "    if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n    if (threadIdx.x % 32 == 0) {\n        if constexpr (CLUSTER == 1) {}\n", "exact_sm90", "cuda_hopper the_exact_path"),
+    mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // a lane may release the stage for all lanes\n", "", "exact_sm90", EXACT),
     mutant("exact: stage released before its products are done", BLOCKS, "        prim::wgmma_wait<1>(acc);\n        release", "        release", "exact_sm90", EXACT),
     mutant("exact: blocks of MN-major B too near", BLOCKS, "MAJOR == Major::K ? 0 : BYTES", "MAJOR == Major::K ? 0 : BYTES / 2", "exact_sm90", EDGES),
     mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
@@ -289,6 +290,11 @@ HOPPER = [
     mutant("exact: items of a phase counted without those that are not there", EXACT90, "count_items(work, chunk, phase) + gridDim.x;", "count_items(work, chunk, phase);", "exact_sm90", EXACT),
     mutant("exact: the last column of an odd D left out", EXACT90, "begin != NO_ROW && column < columns", "begin != NO_ROW && column + 1 < columns", "exact_sm90", EDGES),
     mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CLUSTERS),
+    mutant("exact, cluster: a stage is free when one block has read it", BLOCKS, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
+    mutant("exact, cluster: both blocks load the same part of B", EXACT90, "first = rank * PART", "first = 0 * rank * PART", "exact_sm90", PAIRS),
+    mutant("exact, cluster: a block leaves while the other writes into it", EXACT90, "    if constexpr (CLUSTER > 1) {\n        prim::syncwarp();\n        prim::cluster_sync();\n    }\n", "", "exact_sm90", PAIRS),
+    mutant("exact, cluster: G of a tile that is not there stored", EXACT90, "if (CLUSTER == 1 || item.row < smem.work.row_tiles) store", "store", "exact_sm90", PAIRS),
+    mutant("exact, cluster: G of a tile that is not there loaded", EXACT90, "CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1)", "item.row", "exact_sm90", PAIRS),
     mutant("boxes of E twice as large as their run", RING, "prim::u16(at), prim::u16(map)}", "prim::u16(at), prim::u16(map > 0 ? map - 1 : 0)}", "forward_sm90", CLUSTERS),
     mutant("boxes of E: the next a row late", RING, "at += BLOCK_N >> map;", "at += (BLOCK_N >> map) + (map == 2 ? 1 : 0);", "forward_sm90", CLUSTERS),
     mutant("descriptor: the next k16 too far", RING, "K16 = 32 >> 4", "K16 = 48 >> 4", "forward_sm90", CASES),

@@ -8,7 +8,9 @@
 //   warp 0              producer: draws the next item of work and feeds its blocks to the ring, across items
 //   warpgroups 1, 2     consumers: 64 rows each of the same tile; products, then their epilogue, by themselves
 //
-// Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Every output
+// Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Clusters of two
+// blocks take two tiles of rows or classes at once, of the same columns, and load these columns once for both; their items are dealt out
+// in turn, as both blocks must know of them. Every output
 // element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, a column of dC is
 // complete with its chunk. dbias sums G as stored.
 //
@@ -38,7 +40,7 @@ enum Kind : u32 { GRADIENT_TILE, D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT }
 // What there is to do, in shared memory, where it costs no registers.
 struct Work {
     gradient::Scale scale;
-    u32 rows, row_tiles;                     // exact rows
+    u32 rows, row_tiles, row_units;          // exact rows; units: of a block or cluster
     u32 vocab_tiles, chunk_tiles;            // of COLUMNS classes: in all, in a chunk
     u32 column_tiles;                        // of COLUMNS of D
     u32 d_embeddings, d_classifier, d_bias;  // 0 or 1
@@ -60,11 +62,12 @@ struct Chunk {
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
 __device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 
-template <class T> __device__ __forceinline__ Work work_of(const LceArgs& a) {
+template <class T, u32 CLUSTER> __device__ __forceinline__ Work work_of(const LceArgs& a) {
     Work w;
     w.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
     w.rows = a.saved.header->exact_rows;
     w.row_tiles = div_up(w.rows, ROWS);
+    w.row_units = div_up(w.row_tiles, CLUSTER);
     w.vocab_tiles = div_up(a.problem.vocab, COLUMNS);
     const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(w.row_tiles) * ROWS * COLUMNS));
     w.chunk_tiles = div_up(w.vocab_tiles, div_up(w.vocab_tiles, most_tiles));    // equal chunks
@@ -86,28 +89,31 @@ __device__ __forceinline__ u8* gradient_block(const LceArgs& a, const Work& work
 }
 
 // ---- items ------------------------------------------------------------------------------------------------------------------
-__device__ __forceinline__ u32 class_tiles(const Chunk& chunk) { return div_up(chunk.classes, CLASS_TILE); }
+// By unit: item.row is which, until own_item makes it the block's tile.
+template <u32 CLUSTER> __device__ __forceinline__ u32 class_units(const Chunk& chunk) { return div_up(chunk.classes, CLASS_TILE * CLUSTER); }
 
-__device__ __forceinline__ u32 count_items(const Work& work, const Chunk& chunk, u32 phase) {
-    if (phase == GRADIENTS) return work.row_tiles * chunk.tiles;
-    return (work.d_embeddings * work.row_tiles + work.d_classifier * class_tiles(chunk)) * work.column_tiles + work.d_bias * class_tiles(chunk);
+template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work, const Chunk& chunk, u32 phase) {
+    if (phase == GRADIENTS) return work.row_units * chunk.tiles;
+    const u32 classes = class_units<CLUSTER>(chunk);
+    return (work.d_embeddings * work.row_units + work.d_classifier * classes) * work.column_tiles + work.d_bias * classes;
 }
 
 // Row tiles in groups, in a group all tiles of classes, in those the group's row tiles: what the grid works on at a time is a near square.
-__device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 index) {
-    const u32 group = index / (GROUP_ROWS * chunk.tiles), in_group = index % (GROUP_ROWS * chunk.tiles);
-    const u32 height = smaller(GROUP_ROWS, work.row_tiles - group * GROUP_ROWS);
-    return {GRADIENT_TILE, group * GROUP_ROWS + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
+template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 index) {
+    constexpr u32 GROUP = GROUP_ROWS / CLUSTER;
+    const u32 group = index / (GROUP * chunk.tiles), in_group = index % (GROUP * chunk.tiles);
+    const u32 height = smaller(GROUP, work.row_units - group * GROUP);
+    return {GRADIENT_TILE, group * GROUP + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
 }
 
 // What takes longest comes first; all columns of a tile in a row, so that they find its G in L2.
-__device__ __forceinline__ Item product_item(const Work& work, const Chunk& chunk, u32 index) {
-    const u32 d_bias = work.d_bias * class_tiles(chunk);
+template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, const Chunk& chunk, u32 index) {
+    const u32 classes = class_units<CLUSTER>(chunk), d_bias = work.d_bias * classes;
     if (index < d_bias) return {D_BIAS, index, 0, 0};
     index -= d_bias;
     const u32 columns = work.column_tiles;
     const u32 row_steps = div_up(work.rows, SIDE), class_steps = div_up(chunk.classes, SIDE);
-    const u32 d_embeddings = work.d_embeddings * work.row_tiles * columns, d_classifier = work.d_classifier * class_tiles(chunk) * columns;
+    const u32 d_embeddings = work.d_embeddings * work.row_units * columns, d_classifier = work.d_classifier * classes * columns;
     const bool classifier_first = row_steps >= class_steps;
     const u32 first = classifier_first ? d_classifier : d_embeddings;
     const bool classifier = (index < first) == classifier_first;
@@ -116,9 +122,15 @@ __device__ __forceinline__ Item product_item(const Work& work, const Chunk& chun
     return {D_EMBEDDINGS, at / columns, at % columns, class_steps};
 }
 
-__device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work, const Chunk& chunk, u32 phase, u32 index) {
-    if (index >= count_items(work, chunk, phase)) return {NONE_LEFT, 0, 0, 0};
-    return phase == GRADIENTS ? gradient_item(p, work, chunk, index) : product_item(work, chunk, index);
+// rank: of the block in its cluster. The last unit of rows may have no tile for it: it goes the same steps, and stores nothing. Of classes
+// there are always two tiles, since a chunk ends with a tile of COLUMNS.
+template <u32 CLUSTER>
+__device__ __forceinline__ Item own_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 phase, u32 index, u32 rank) {
+    static_assert(CLUSTER * CLASS_TILE <= COLUMNS, "classes of a unit");
+    if (index >= count_items<CLUSTER>(work, chunk, phase)) return {NONE_LEFT, 0, 0, 0};
+    Item item = phase == GRADIENTS ? gradient_item<CLUSTER>(p, work, chunk, index) : product_item<CLUSTER>(work, chunk, index);
+    item.row = item.row * CLUSTER + rank;
+    return item;
 }
 
 // ---- between phases -----------------------------------------------------------------------------------------------------------
@@ -130,47 +142,48 @@ __device__ __forceinline__ void next_phase(const LceArgs& a) {
 }
 
 // ---- producer -----------------------------------------------------------------------------------------------------------------
-// One step of an item, by the whole warp. rows: of E, 8 a lane; of the tile, or of this step and those beside it.
-__device__ __forceinline__ void load_step(
-    const LceHopperArgs& a, const Work& work, const Chunk& chunk, const Item& item, const Rows& rows, Ring& ring, u32 stage, u32 step
+// One step of an item, by the whole warp: A, and the block's part of B. rows: of E, 8 a lane; of the tile, or of this step and those beside
+// it.
+template <u32 CLUSTER> __device__ __forceinline__ void load_step(
+    const LceHopperArgs& a, const Work& work, const Chunk& chunk, const Item& item, const Rows& rows, Ring& ring, u32 stage, u32 step, u32 rank
 ) {
-    const u32 lane = threadIdx.x % 32, first_class = chunk.first_tile * COLUMNS;
+    constexpr u32 PART = B_BLOCKS / CLUSTER;
+    const u32 lane = threadIdx.x % 32, first_class = chunk.first_tile * COLUMNS, first = rank * PART, b = lane - 16;
+    const bool loads_b = b >= first && b < first + PART;
     u64* full = &ring.full[stage];
     if (item.kind == GRADIENT_TILE) {        // E [rows, D], C [classes, D]
-        if (lane < A_BLOCKS * 8) rows.load(a, &ring.a[stage][lane / 8], 1, full, step * SIDE, work.rows);
-        if (lane >= 16 && lane < 16 + B_BLOCKS) {
-            const u32 class_index = first_class + item.column * COLUMNS + (lane - 16) * SIDE;
-            prim::tma_load_2d(ring.b[stage][lane - 16], &a.classifier, full, int(step * SIDE), int(class_index), prim::L2::Normal);
-        }
+        if (lane < A_BLOCKS * 8) rows.load<1>(a, &ring.a[stage][lane / 8], 1, full, step * SIDE, work.rows);
+        if (loads_b) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
     } else if (item.kind == D_EMBEDDINGS) {  // G [rows, classes], C [classes, D]
-        if (lane >= 16 && lane < 16 + B_BLOCKS)
-            prim::tma_load_2d(ring.b[stage][lane - 16], &a.classifier, full, int(item.column * COLUMNS + (lane - 16) * SIDE), int(first_class + step * SIDE), prim::L2::Normal);
-        else if (lane < A_BLOCKS)
-            prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, item.row * A_BLOCKS + lane, step), BYTES, full);
+        const u32 tile = CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1);
+        if (loads_b) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, item.column * COLUMNS + b * SIDE, first_class + step * SIDE);
+        else if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
     } else {                                 // G [rows, classes], E [rows, D]
-        if (lane / 8 == step % LOOKED_UP) rows.load(a, ring.b[stage], B_BLOCKS, full, item.column * COLUMNS, work.rows);
+        if (lane / 8 == step % LOOKED_UP)
+            rows.load<CLUSTER>(a, ring.b[stage] + first, PART, full, item.column * COLUMNS + first * SIDE, work.rows);
         if (lane / 8 == (step + 1) % LOOKED_UP && lane % 8 < A_BLOCKS)
             prim::bulk_load(ring.a[stage][lane % 8], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane % 8), BYTES, full);
     }
 }
 
 // drawn: items that all blocks together have drawn before this phase.
-__device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, const Chunk& chunk, u32 phase, u32 drawn, Cursor& at) {
+template <u32 CLUSTER>
+__device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, const Chunk& chunk, u32 phase, u32 drawn, u32 rank, Cursor& at) {
     const Work& work = smem.work;
     u32* counter = a.args.backward.barrier + 2;
-    for (;;) {
-        const u32 index = prim::shfl_idx(threadIdx.x == 0 ? prim::atomic_add(counter, 1u) - drawn : 0, 0);
-        const Item item = item_of(a.args.problem, work, chunk, phase, index);
+    for (u32 dealt = blockIdx.x / CLUSTER;; dealt += gridDim.x / CLUSTER) {
+        const u32 index = CLUSTER > 1 ? dealt : prim::shfl_idx(threadIdx.x == 0 ? prim::atomic_add(counter, 1u) - drawn : 0, 0);
+        const Item item = own_item<CLUSTER>(a.args.problem, work, chunk, phase, index, rank);
         if (item.steps == 0) {               // nothing to load
-            begin_stage(smem.ring, at, item, 0);
+            begin_stage<CLUSTER>(smem.ring, at, item, 0);
             at.advance();
             if (item.kind == NONE_LEFT) return;
             continue;
         }
         Rows rows(a.args, item.kind == GRADIENT_TILE ? item.row * ROWS : 0, work.rows);
         for (u32 step = 0; step < item.steps; ++step, at.advance()) {
-            begin_stage(smem.ring, at, item, STAGE_BYTES);
-            load_step(a, work, chunk, item, rows, smem.ring, at.stage, step);
+            begin_stage<CLUSTER>(smem.ring, at, item, STAGE_BYTES);
+            load_step<CLUSTER>(a, work, chunk, item, rows, smem.ring, at.stage, step, rank);
             // The next four steps' while the ring is full: two dependent loads.
             if (item.kind == D_CLASSIFIER && step % LOOKED_UP == LOOKED_UP - 1) rows = Rows(a.args, (step + 1) * SIDE, work.rows);
         }
@@ -471,7 +484,7 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
 
 // ---- consumers: a phase ---------------------------------------------------------------------------------------------------------
 // ahead: steps that consumer 1 stays behind, so that one's epilogue falls into the other's products; below STAGES.
-template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, const Chunk& chunk, u32 phase, Cursor& at) {
+template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, const Chunk& chunk, u32 phase, Cursor& at) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     Ring& ring = smem.ring;
     bool started = false;
@@ -485,7 +498,7 @@ template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32
     for (;;) {
         const Item item = next_item(ring, at);
         if (item.steps == 0) {
-            release(ring, at.stage);
+            release<CLUSTER>(ring, at.stage);
             at.advance();
             if (item.kind == NONE_LEFT) break;
             store_d_bias<T>(a, smem, chunk, item);
@@ -501,13 +514,13 @@ template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32
                 for (u32 h = 0; h < 2; ++h)
                     rows[h].load(a, item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4 + 8 * h, smem.work.rows);
             };
-            multiply<T, Major::K, Major::K>(acc, ring, at, item.steps, consumer, load_rows, meanwhile);
-            store_gradients<T>(a, smem, chunk, item, rows, acc);
+            multiply<T, CLUSTER, Major::K, Major::K>(acc, ring, at, item.steps, consumer, load_rows, meanwhile);
+            if (CLUSTER == 1 || item.row < smem.work.row_tiles) store_gradients<T>(a, smem, chunk, item, rows, acc);
         } else if (item.kind == D_EMBEDDINGS) {
-            multiply<T, Major::K, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
+            multiply<T, CLUSTER, Major::K, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
             store_d_embeddings(a, smem, chunk, item, acc);
         } else {
-            multiply<T, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
+            multiply<T, CLUSTER, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
             store_d_classifier(a, smem, chunk, item, acc);
         }
         started = true;
@@ -517,42 +530,63 @@ template <class T> __device__ __forceinline__ void consume(const LceArgs& a, u32
 
 // ---- the launch -----------------------------------------------------------------------------------------------------------------
 // body(chunk, phase, items drawn before) for every phase of every chunk, by all threads, and the barrier after each.
-template <class Body> __device__ __forceinline__ void for_each_phase(const LceArgs& a, const Work& work, Body body) {
+template <u32 CLUSTER, class Body> __device__ __forceinline__ void for_each_phase(const LceArgs& a, const Work& work, Body body) {
     u32 drawn = 0;
     for (u32 first_tile = 0; first_tile < work.vocab_tiles; first_tile += work.chunk_tiles) {
         const Chunk chunk = chunk_of(a.problem, work, first_tile);
         for (u32 phase = GRADIENTS; phase < PHASES; ++phase) {
             body(chunk, phase, drawn);
             if (chunk.is_last && phase + 1 == PHASES) return;
-            drawn += count_items(work, chunk, phase) + gridDim.x;    // each block draws one that is not there
+            drawn += count_items<CLUSTER>(work, chunk, phase) + gridDim.x;    // each block draws one that is not there
             next_phase(a);
         }
     }
 }
 
-template <class T> __device__ __forceinline__ void run(const LceHopperArgs& a) {
+template <class T, u32 CLUSTER> __device__ __forceinline__ void run(const LceHopperArgs& a) {
     Smem& smem = prim::shared_memory<Smem>();
     if (a.args.saved.header->exact_rows == 0) return;
     if (threadIdx.x == 0) {
-        initialise(smem.ring);
-        smem.work = work_of<T>(a.args);
+        initialise<CLUSTER>(smem.ring);
+        smem.work = work_of<T, CLUSTER>(a.args);
     }
-    __syncthreads();
+    u32 rank = 0;
+    if constexpr (CLUSTER == 1) {
+        __syncthreads();
+    } else {
+        rank = prim::cluster_rank();
+        prim::cluster_sync();
+    }
 
     // Registers: 168 x 384 at the launch, 72 x 128 + 216 x 256 from here on.
     Cursor at;
     if (threadIdx.x < WARPGROUP) {
         prim::setmaxnreg_dec<72>();
-        for_each_phase(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32 drawn) {
-            if (threadIdx.x < 32) produce(a, smem, chunk, phase, drawn, at);
+        for_each_phase<CLUSTER>(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32 drawn) {
+            if (threadIdx.x < 32) produce<CLUSTER>(a, smem, chunk, phase, drawn, rank, at);
         });
     } else {
         prim::setmaxnreg_inc<216>();
-        for_each_phase(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32) { consume<T>(a.args, a.lead, smem, chunk, phase, at); });
+        for_each_phase<CLUSTER>(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32) {
+            consume<T, CLUSTER>(a.args, a.lead, smem, chunk, phase, at);
+        });
+    }
+    // No block leaves while another may still write into its shared memory.
+    if constexpr (CLUSTER > 1) {
+        prim::syncwarp();
+        prim::cluster_sync();
     }
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lce_exact_sm90_f16(const __grid_constant__ LceHopperArgs a) { run<prim::f16>(a); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lce_exact_sm90_bf16(const __grid_constant__ LceHopperArgs a) { run<prim::bf16>(a); }
+#define EXACT(name, type) \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const __grid_constant__ LceHopperArgs a) { run<type, 1>(a); }
+// Grids of an even number of blocks.
+#define EXACT_CLUSTER(name, type) \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1) name(const __grid_constant__ LceHopperArgs a) { run<type, 2>(a); }
+
+EXACT(lce_exact_sm90_f16, f16)
+EXACT(lce_exact_sm90_bf16, bf16)
+EXACT_CLUSTER(lce_exact_sm90_cluster_f16, f16)
+EXACT_CLUSTER(lce_exact_sm90_cluster_bf16, bf16)

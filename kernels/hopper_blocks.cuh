@@ -9,7 +9,8 @@
 //
 // acc[4 c + i] of thread t of consumer w is row 64 w + 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 c + 2 (t % 4) + i % 2 of the product.
 //
-// full[s]: the bytes of stage s have landed. empty[s]: every warp of both consumers has read it.
+// full[s]: the bytes of stage s have landed. empty[s]: every warp of both consumers has read it. In a cluster the blocks have different
+// A and the same B: each loads its part of B into all of them, so that empty counts the warps of all blocks, which take the same steps.
 #pragma once
 
 #include "abi_sm90.h"
@@ -47,11 +48,11 @@ struct Cursor {
     }
 };
 
-// By one thread, before a barrier of the block.
-__device__ __forceinline__ void initialise(Ring& ring) {
+// By one thread, before a barrier of the block or cluster.
+template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
     for (u32 s = 0; s < STAGES; ++s) {
         prim::mbarrier_init(&ring.full[s], 1);
-        prim::mbarrier_init(&ring.empty[s], CONSUMERS * WARPGROUP / 32);
+        prim::mbarrier_init(&ring.empty[s], CLUSTER * CONSUMERS * WARPGROUP / 32);
     }
     prim::fence_mbarrier_init();
 }
@@ -61,6 +62,12 @@ __device__ __forceinline__ void initialise(Ring& ring) {
 // follow one another is one box, eight such rows are one, any other row is one. Rows that do not exist are zeros, and so is what lies
 // outside of E: they are summed over.
 constexpr u32 LOOKED_UP = 32 * 8 / SIDE;     // blocks that a warp looks up at once
+
+template <u32 CLUSTER> __device__ __forceinline__ void load_box(u8* to, const prim::TensorMap* map, u64* full, u32 x, u32 y) {
+    if constexpr (CLUSTER == 1) prim::tma_load_2d(to, map, full, int(x), int(y), prim::L2::Normal);
+    else prim::tma_load_2d_multicast(to, map, full, int(x), int(y), prim::u16((1u << CLUSTER) - 1), prim::L2::Normal);
+}
+
 struct Rows {
     u32 first;                               // this lane's first row, and its token
     u32 token;
@@ -82,7 +89,8 @@ struct Rows {
         return rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[row]];
     }
 
-    // This lane's rows into its place in `count` blocks, of columns x, x + 64, ...
+    // This lane's rows into its place in `count` blocks, of columns x, x + 64, ...; with CLUSTER > 1 in all blocks of the cluster.
+    template <u32 CLUSTER>
     __device__ __forceinline__ void load(const LceHopperArgs& a, u8 (*blocks)[BYTES], u32 count, u64* full, u32 x, u32 rows) const {
         if (box == 0) return;
         u8* to = blocks[0] + threadIdx.x % 8 * 8 * 128;
@@ -91,17 +99,17 @@ struct Rows {
         for (u32 i = 0; i < (box == 1 ? 8 : 1); ++i) {
             const u32 at = i == 0 ? token : first + i < rows ? token_of(a.args, first + i, rows) : a.args.problem.tokens;
 #pragma unroll 1
-            for (u32 k = 0; k < count; ++k)
-                prim::tma_load_2d(to + k * BYTES + i * 128, map, full, int(x + k * SIDE), int(at), prim::L2::Normal);
+            for (u32 k = 0; k < count; ++k) load_box<CLUSTER>(to + k * BYTES + i * 128, map, full, x + k * SIDE, at);
         }
     }
 };
 
 // Waits for the stage and says what will come: STAGE_BYTES, or nothing. By the whole warp; lane 0 waits for all, since once it has said so
 // the stage may be empty again before another lane has looked.
-__device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, u32 bytes) {
+template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, u32 bytes) {
     if (threadIdx.x % 32 == 0) {
-        prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+        if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+        else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
         ring.item[at.stage] = item;
         if (bytes > 0) prim::mbarrier_arrive_expect_tx(&ring.full[at.stage], bytes);
         else prim::mbarrier_arrive(&ring.full[at.stage]);
@@ -119,16 +127,19 @@ template <Major MAJOR> __device__ __forceinline__ u64 descriptor(const u8* block
 // From one k16 to the next, in units of a descriptor.
 template <Major MAJOR> constexpr u32 K16 = (MAJOR == Major::K ? 32 : 16 * 128) >> 4;
 
-// By a warp, when all its lanes have read the stage.
-__device__ __forceinline__ void release(Ring& ring, u32 stage) {
-    if (threadIdx.x % 32 == 0) prim::mbarrier_arrive(&ring.empty[stage]);
+// By a warp, when all its lanes have read the stage. In a cluster lane r tells block r.
+template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
+    const u32 lane = threadIdx.x % 32;
+    if (lane >= CLUSTER) return;
+    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
+    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
 }
 
 // The item that begins with the stage at `at`, by whole warps.
 __device__ __forceinline__ Item next_item(Ring& ring, const Cursor& at) {
     prim::mbarrier_wait(&ring.full[at.stage], at.parity);
     const Item item = ring.item[at.stage];
-    prim::syncwarp();                        // lane 0 may release the stage for all lanes
+    prim::syncwarp();                        // a lane may release the stage for all lanes
     return item;
 }
 
@@ -145,7 +156,7 @@ __device__ __forceinline__ void multiply_stage(float (&acc)[ACCUMULATORS], Ring&
 
 // One tile, by a consumer: acc = A B. Two groups of products are in flight: a stage is released when the next one's have been issued and
 // its own are done. `begun()` runs while the products of the first step do, `meanwhile(step)` while those of each.
-template <class T, Major A, Major B, class Begun, class Meanwhile>
+template <class T, u32 CLUSTER, Major A, Major B, class Begun, class Meanwhile>
 __device__ __forceinline__ void multiply(float (&acc)[ACCUMULATORS], Ring& ring, Cursor& at, u32 steps, u32 consumer, Begun begun, Meanwhile meanwhile) {
     multiply_stage<T, A, B>(acc, ring, at, consumer, false);
     begun();
@@ -156,11 +167,11 @@ __device__ __forceinline__ void multiply(float (&acc)[ACCUMULATORS], Ring& ring,
         multiply_stage<T, A, B>(acc, ring, at, consumer, true);
         meanwhile(step);
         prim::wgmma_wait<1>(acc);
-        release(ring, previous);
+        release<CLUSTER>(ring, previous);
         previous = at.stage;
     }
     prim::wgmma_wait<0>(acc);
-    release(ring, previous);
+    release<CLUSTER>(ring, previous);
 }
 
 }  // namespace blocks

@@ -151,6 +151,19 @@ fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
     check(&of_the_exact_path(), &tunings, &[GradientFilter::Exact], &kernels);
 }
 
+/// Three row tiles, of which the last pair has one: in one chunk and in several; one row tile, of which all pairs have one.
+#[test]
+fn clusters_of_the_exact_path_match_the_oracle() {
+    let tuning = |(lead, chunk_mib)| {
+        let choice = tuned(true, lead);
+        KernelChoice { tuning: Tuning { chunk_mib, ..choice.tuning }, ..choice }
+    };
+    let tunings = [(2, 0), (0, 64), (3, 0), (1, 64)].map(tuning);
+    let kernels = ["lce_exact_sm90_cluster_bf16", "lce_exact_sm90_cluster_f16"];
+    let all = [of_the_exact_path(), of_every_backend(), of_clusters()].concat();
+    check(&all, &tunings, &[GradientFilter::Exact], &kernels);
+}
+
 #[test]
 fn results_are_the_same_bits_under_every_schedule() {
     let _guard = emulated::lock();

@@ -520,6 +520,7 @@ fn the_exact_path_is_hoppers_where_every_row_takes_it() {
     assert_eq!(exact(&dense, KernelFamily::Auto.into()), ("lce_exact_sm90_bf16".into(), 32 << 20)); // 64 MiB
     assert_eq!(exact(&dense, chunk(16)), ("lce_exact_sm90_bf16".into(), 8 << 20));
     assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
+    assert_eq!(exact(&dense, tuned(true)).0, "lce_exact_sm90_cluster_bf16");
     assert_eq!(exact(&dense, KernelFamily::Portable.into()).0, "lce_exact_bf16");
     assert_eq!(exact(&sparse, KernelFamily::Auto.into()).0, "lce_exact_bf16"); // for rows that overflow
 }

@@ -136,7 +136,7 @@ unsafe fn submit(
                 let done = unsafe {
                     match (&hopper, launch.kernel) {
                         (Some(argument), Kernel { cluster: 2.., .. }) => {
-                            launch_clusters(stream, function, config, launch.kernel.cluster, argument)
+                            launch_clusters(stream, function, config, &launch.kernel, argument)
                         }
                         (_, Kernel { cooperative: true, .. }) => builder.launch_cooperative(config).map(drop),
                         _ => builder.launch(config).map(drop),
@@ -164,15 +164,17 @@ unsafe fn launch_clusters(
     stream: &CudaStream,
     function: &CudaFunction,
     config: LaunchConfig,
-    cluster: u32,
+    kernel: &Kernel,
     argument: &LceHopperArgs,
 ) -> std::result::Result<(), DriverError> {
-    // SAFETY: plain data, of whose union only the cluster's dimensions are read.
-    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-    attribute.id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    attribute.value.clusterDim.x = cluster;
-    attribute.value.clusterDim.y = 1;
-    attribute.value.clusterDim.z = 1;
+    // SAFETY: plain data, of whose unions only what the ids say is read.
+    let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+    attributes[0].id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[0].value.clusterDim.x = kernel.cluster;
+    attributes[0].value.clusterDim.y = 1;
+    attributes[0].value.clusterDim.z = 1;
+    attributes[1].id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    attributes[1].value.cooperative = 1;
     let (grid, block) = (config.grid_dim, config.block_dim);
     let config = sys::CUlaunchConfig {
         gridDimX: grid.0,
@@ -183,11 +185,11 @@ unsafe fn launch_clusters(
         blockDimZ: block.2,
         sharedMemBytes: config.shared_mem_bytes,
         hStream: stream.cu_stream(),
-        attrs: &mut attribute,
-        numAttrs: 1,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: if kernel.cooperative { 2 } else { 1 },
     };
     let mut parameters = [std::ptr::from_ref(argument).cast_mut().cast()];
-    // SAFETY: the driver reads the configuration, one attribute and one argument before it returns; the rest is the caller's.
+    // SAFETY: the driver reads the configuration, its attributes and one argument before it returns; the rest is the caller's.
     unsafe { sys::cuLaunchKernelEx(&config, function.cu_function(), parameters.as_mut_ptr(), std::ptr::null_mut()) }
         .result()
 }

@@ -40,8 +40,8 @@ macro_rules! kernels {
             variants: Variants::$variants,
             threads: $threads,
             shared: $shared,
-            cooperative: matches!(stringify!($name).as_bytes(), b"EXACT" | b"EXACT_HOPPER"),
-            cluster: if matches!(stringify!($name).as_bytes(), b"FORWARD_HOPPER_CLUSTER") { 2 } else { 1 },
+            cooperative: matches!(stringify!($name).as_bytes(), b"EXACT" | b"EXACT_HOPPER" | b"EXACT_HOPPER_CLUSTER"),
+            cluster: if matches!(stringify!($name).as_bytes(), b"FORWARD_HOPPER_CLUSTER" | b"EXACT_HOPPER_CLUSTER") { 2 } else { 1 },
         };)*
         /// Every kernel.
         pub const KERNELS: &[Kernel] = &[$($name),*];
@@ -80,6 +80,7 @@ kernels! {
     SUM_PARTS = "lce_sum_parts" One 256 2048;
     EXACT = "lce_exact" TypesAndAlignments 256 81408;
     EXACT_HOPPER = "lce_exact_sm90" HalfTypes 384 231424;
+    EXACT_HOPPER_CLUSTER = "lce_exact_sm90_cluster" HalfTypes 384 231424;
 }
 
 impl Kernel {

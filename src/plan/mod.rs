@@ -413,7 +413,13 @@ impl LaunchPlan {
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
         if self.hopper && self.dense {
-            steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]);
+            // Clusters where they are asked for: no measurement says yet whether they gain.
+            match self.workload.kernels.tuning.cluster {
+                Some(true) if self.device.sm_count >= CLUSTER => {
+                    steps.launch(kernels::EXACT_HOPPER_CLUSTER, [self.device.sm_count / CLUSTER * CLUSTER, 1]);
+                }
+                _ => steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]),
+            }
         } else {
             // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
             steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);

@@ -175,7 +175,7 @@ tune() {
     for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,40}; do
         forward+=(--kernels "$kernels")
     done
-    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 portable; do exact+=(--kernels "$kernels"); done
+    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 hopper:cluster=on,lead={0,2,3} portable; do exact+=(--kernels "$kernels"); done
     if [ $emulated = yes ]; then
         local small="--shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1"
         # shellcheck disable=SC2086
