@@ -252,7 +252,7 @@ RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hop
 CLUSTERS = "cuda_hopper clusters_match"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
-PAIRS = "cuda_hopper clusters_of_the_exact_path/tokens_with_gaps,odd_columns"
+PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
 HOPPER = [
     mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
            "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", CLUSTERS),
