@@ -236,7 +236,7 @@ impl Schedule {
 /// Token blocks of the exact path, whose products with `tiles` tiles of a chunk keep all threads busy.
 pub(crate) fn exact_blocks(rows: usize, tiles: usize, threads: usize) -> usize {
     let most = (rows / (MIN_ROWS + 8)).max(1);
-    rows.div_ceil(MAX_BLOCK_ROWS).max(threads.div_ceil(tiles)).clamp(1, most)
+    rows.div_ceil(MAX_BLOCK_ROWS).max(threads.div_ceil(tiles.max(1))).clamp(1, most)
 }
 
 /// Rows of block `index` of `blocks`: equal up to 8 rows, starting at multiples of 8 (the width of gemm's kernels).
