@@ -8,11 +8,12 @@ set -e
 cd "$(dirname "$0")/.."
 
 if [ "${1:-}" = check ]; then
-    folder=$PWD/${CARGO_TARGET_DIR:-target}/no-cuda
-    mkdir -p "$folder/bin"
+    mkdir -p "${CARGO_TARGET_DIR:-target}/no-cuda/bin"
+    folder=$(cd "${CARGO_TARGET_DIR:-target}/no-cuda" && pwd)
     cat >"$folder/bin/nvcc" <<'END'
 #!/bin/sh
 # Empty files in place of what it is asked for.
+output= folder=. source=
 while [ $# -gt 0 ]; do
     case $1 in
     -o) output=$2 && shift ;;
@@ -21,7 +22,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -z "$output$source" ] || : >"${output:-${folder:-.}/$(basename "$source" .cu).ptx}"
+[ -z "$output$source" ] || : >"${output:-$folder/$(basename "$source" .cu).ptx}"
 END
     chmod +x "$folder/bin/nvcc"
     export NVCC="$folder/bin/nvcc" CUDA_HOME="$folder" CUDA_COMPUTE_CAP=80 CCE_NVCC=0

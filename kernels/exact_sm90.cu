@@ -8,11 +8,12 @@
 //   warp 0              producer: draws the next item of work and feeds its blocks to the ring, across items
 //   warpgroups 1, 2     consumers: 64 rows each of the same tile; products, then their epilogue, by themselves
 //
-// Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Clusters of two
-// blocks take two tiles of rows or classes at once, of the same columns, and load these columns once for both; their items are dealt out
-// in turn, as both blocks must know of them. Every output
+// Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Every output
 // element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, a column of dC is
 // complete with its chunk. dbias sums G as stored.
+//
+// Clusters of two blocks take two tiles of rows or classes at once, of the same columns, and load B once for both. Both must know of an
+// item, so theirs are dealt out in turn, not drawn.
 //
 // G is stored in the input type, divided by a power of two (gradient_scale.cuh), as the image of the stages' blocks: block (r, c) of 64
 // rows x 64 classes at r * blocks of the chunk + c, swizzled. So one G, once written, is K-major for dE and MN-major for dC, and

@@ -207,51 +207,24 @@ fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {
         println!("V={vocab} D={hidden}: tokens, cluster, rounds, share of the time with a tile");
         for row_blocks in 1..=128 {
             let tokens = row_blocks * BLOCK_N;
-            let plan = LaunchPlan::new(&workload(tokens, vocab, hidden), &DeviceInfo::H200).expect("fits");
+            let planned = |kernels: KernelChoice| {
+                let workload = workload(tokens, vocab, hidden).with_kernels(kernels);
+                LaunchPlan::new(&workload, &DeviceInfo::H200).expect("fits")
+            };
+            let plan = planned(auto());
             let busy = plan.utilisation();
             println!("{tokens:>6} {} {} {:.1} %", plan.cluster, plan.rounds.len(), 100.0 * busy);
             // The price of rounds that grow: few tiles divide badly.
             let least = if tokens >= 1024 && vocab > 100_000 { 0.93 } else { 0.89 };
-            let there = plan.row_blocks.next_multiple_of(plan.cluster); // one of nothing, where a pair has but one
-            let busy = busy * f64::from(there) / f64::from(plan.row_blocks);
-            assert!(busy <= 1.0 && busy >= least, "{busy} at {plan}");
+            assert!(busy <= 1.0);
+            if plan.row_blocks.is_multiple_of(plan.cluster) {
+                assert!(busy >= least, "{busy} at {plan}");
+            } else {
+                // A pair has a row block of nothing: still less time than blocks alone take, which are all busy.
+                let alone = planned(tuned(false)).utilisation();
+                assert!(alone >= least && 0.86 / busy <= 1.0 / alone, "{busy}, alone {alone}, at {plan}");
+            }
         }
-    }
-}
-
-#[test]
-fn names_of_kernels_are_read_as_they_are_printed() {
-    let tuning = |cluster, lead, chunk_mib| KernelChoice {
-        family: KernelFamily::Hopper,
-        tuning: Tuning { cluster, lead, chunk_mib, sweep: chunk_mib + 1, ..Tuning::default() },
-    };
-    let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
-    let mut all = vec![some, others];
-    for family in [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper] {
-        for tiles in [Tiles::Off, Tiles::WhereFaster, Tiles::Everywhere] {
-            all.push(KernelChoice { family, tuning: Tuning { tiles, ..Tuning::default() } });
-        }
-    }
-    for kernels in all {
-        assert_eq!(kernels.to_string().parse(), Ok(kernels));
-    }
-    assert_eq!("hopper:cluster=on".parse(), Ok(tuned(true)));
-    for wrong in [
-        "",
-        "hoper",
-        "hopper:",
-        "hopper:lead=4",
-        "hopper:lead=-1",
-        "hopper:cluster",
-        "hopper:chunk=x",
-        "hopper:sweep=0",
-        "hopper:sweep=101",
-        "portable:lead=1",
-        "auto:cluster=on",
-        "auto:tiles",
-        "auto:tiles=some",
-    ] {
-        assert!(wrong.parse::<KernelChoice>().is_err(), "{wrong}");
     }
 }
 

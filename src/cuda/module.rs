@@ -30,7 +30,7 @@ fn describe(error: &DriverError) -> String {
 }
 
 /// A mutex whose holder panicked guards nothing that a panic could have broken here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,12 +1,12 @@
 //! How long each step of a plan takes on the device, by events on its stream.
 
-use super::module::driver;
+use super::module::{driver, lock};
 use super::probe::times_events;
 use crate::Result;
 use crate::plan::Step;
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaEvent, CudaStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Collects the times of everything that the backends launch that have it ([`Cuda::with_profile`](super::Cuda::with_profile)).
 ///
@@ -45,7 +45,7 @@ impl Profile {
             let milliseconds = span.start.elapsed_ms(&span.end).map_err(driver("cuEventElapsedTime"))?;
             Ok(LaunchTime { name: span.name, redo: span.redo, milliseconds })
         };
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().map(time).collect()
+        std::mem::take(&mut *lock(&self.0)).into_iter().map(time).collect()
     }
 
     /// An event at the stream's present end.
@@ -61,7 +61,7 @@ impl Profile {
             Step::Launch(launch) => (launch.entry_point.to_string(), launch.redo),
         };
         let span = Span { name, redo, start, end: end.clone() };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+        lock(&self.0).push(span);
         Ok(end)
     }
 }

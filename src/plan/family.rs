@@ -155,3 +155,46 @@ impl fmt::Display for KernelChoice {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_printed() {
+        let clusters =
+            KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { cluster: Some(true), ..Tuning::default() } };
+        let tuning = |cluster, lead, chunk_mib| KernelChoice {
+            family: KernelFamily::Hopper,
+            tuning: Tuning { cluster, lead, chunk_mib, sweep: chunk_mib + 1, ..Tuning::default() },
+        };
+        let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
+        let mut all = vec![some, others];
+        for family in [KernelFamily::Auto, KernelFamily::Portable, KernelFamily::Hopper] {
+            for tiles in [Tiles::Off, Tiles::WhereFaster, Tiles::Everywhere] {
+                all.push(KernelChoice { family, tuning: Tuning { tiles, ..Tuning::default() } });
+            }
+        }
+        for kernels in all {
+            assert_eq!(kernels.to_string().parse(), Ok(kernels));
+        }
+        assert_eq!("hopper:cluster=on".parse(), Ok(clusters));
+        for wrong in [
+            "",
+            "hoper",
+            "hopper:",
+            "hopper:lead=4",
+            "hopper:lead=-1",
+            "hopper:cluster",
+            "hopper:chunk=x",
+            "hopper:sweep=0",
+            "hopper:sweep=101",
+            "portable:lead=1",
+            "auto:cluster=on",
+            "auto:tiles",
+            "auto:tiles=some",
+        ] {
+            assert!(wrong.parse::<KernelChoice>().is_err(), "{wrong}");
+        }
+    }
+}

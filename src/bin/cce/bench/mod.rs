@@ -405,3 +405,54 @@ fn progress_bar() -> ProgressBar {
     }
     bar
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::slice_oracle::Outcome;
+    use cpu::CpuRunner;
+    use cut_cross_entropy::{DType, Shape};
+    use methods::Step;
+
+    /// The processor, whose evaluation is off by so much.
+    struct Off<'a>(CpuRunner<'a>, f32);
+
+    impl Runner for Off<'_> {
+        fn step(&mut self, method: Method) -> anyhow::Result<Step> {
+            self.0.step(method)
+        }
+        fn matmul(&mut self) -> anyhow::Result<Seconds> {
+            self.0.matmul()
+        }
+        fn poison(&mut self) -> anyhow::Result<()> {
+            self.0.poison()
+        }
+        fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>> {
+            let off = if matches!(method, Method::Evaluation(_)) { self.1 } else { 0.0 };
+            let outcome = self.0.outcome(method)?;
+            Ok(Outcome { loss: outcome.loss + off, ..outcome })
+        }
+        fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
+            self.0.planned_bytes(method, problem)
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_left_out_and_the_others_are_not() {
+        let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
+        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, 0.0, 1, None).expect("fits");
+        let kernels = KernelChoice::default();
+        let methods = [Method::Ours(GradientFilter::Exact, kernels), Method::Evaluation(kernels), Method::Baseline];
+        for (off, right) in [(0.0, vec![0, 1, 2]), (1e-3, vec![0, 2]), (f32::NAN, vec![0, 2])] {
+            let mut runner = Off(CpuRunner::new(&workload).expect("fits"), off);
+            let mut wrong = Vec::new();
+            let note = |method, how: String| wrong.push((method, how));
+            let (found, reports) =
+                verify(&mut runner, &workload, &methods, &ProgressBar::hidden(), note).expect("everything runs");
+            assert_eq!(found, right.iter().map(|&index| methods[index]).collect::<Vec<_>>(), "off by {off}");
+            assert_eq!(reports.len(), right.len());
+            assert_eq!(wrong.len(), methods.len() - right.len());
+            assert!(wrong.iter().all(|(method, how)| *method == methods[1] && how.contains("loss")), "{wrong:?}");
+        }
+    }
+}

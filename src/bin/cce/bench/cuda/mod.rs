@@ -26,8 +26,8 @@ use std::sync::Arc;
 const EMULATED_LIMIT: usize = 1 << 26;
 /// Least bytes that are written to flush the cache.
 const FLUSH_BYTES: usize = 128 << 20;
-/// How often: for as long as the host takes to plan, allocate and launch, some 0.1 ms, the device must not be done, or it would wait between
-/// the events.
+/// How often: for as long as the host takes to plan, allocate and launch, by estimate 0.1 ms, the device must not be done, or it would wait
+/// between the events. By estimate this takes it 1 ms.
 const HEAD_START: usize = 25;
 
 /// An open device.
