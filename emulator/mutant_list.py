@@ -250,6 +250,7 @@ SHIPPED = [
 # ---- Hopper --------------------------------------------------------------------------------------------------------------
 RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hopper the_hopper_forward/bias,softcap"
 CLUSTERS = "cuda_hopper clusters_match"
+GATHER = K + "hopper_gather.cuh"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
 PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
@@ -273,13 +274,17 @@ HOPPER = [
     mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
            "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", CLUSTERS),
     mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CLUSTERS),
-    mutant("exact: lane 0 announces a stage before all lanes have it", BLOCKS, "    if (threadIdx.x % 32 == 0) {\n        if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n", "    if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);\n    if (threadIdx.x % 32 == 0) {\n        if constexpr (CLUSTER == 1) {}\n", "exact_sm90", "cuda_hopper the_exact_path"),
     mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // a lane may release the stage for all lanes\n", "", "exact_sm90", EXACT),
     mutant("exact: stage released before its products are done", BLOCKS, "        prim::wgmma_wait<1>(acc);\n        release", "        release", "exact_sm90", EXACT),
     mutant("exact: blocks of MN-major B too near", BLOCKS, "MAJOR == Major::K ? 0 : BYTES", "MAJOR == Major::K ? 0 : BYTES / 2", "exact_sm90", EDGES),
     mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
-    mutant("exact: rows that do not exist are the token behind the last", BLOCKS, "token_of(a.args, first + i, rows) : a.args.problem.tokens;", "token_of(a.args, first + i, rows) : token_of(a.args, rows - 1, rows) + 1;", "exact_sm90", "cuda_hopper what_an_ignored_token"),
-    mutant("exact: eight tokens taken for a run by their first", BLOCKS, "token_of(a, first + 7, rows) - token == 7", "true", "exact_sm90", EDGES),
+    mutant("exact: rows that do not exist are the tokens behind the last", BLOCKS, " || (count < SIDE && end != a.problem.tokens)", "", "exact_sm90", "cuda_hopper what_an_ignored_token"),
+    mutant("exact: tokens taken for a run by their first", BLOCKS, "end - first_token != count || ", "", "exact_sm90", EDGES),
+    mutant("exact: the table of tokens written while it is read", BLOCKS, "    prim::syncwarp();                    // the table has been read\n", "", "exact_sm90", EXACT),
+    mutant("exact: gathered bytes expected of the copy engine", EXACT90, "STAGE_BYTES - blocks * BYTES", "STAGE_BYTES", "exact_sm90", EXACT),
+    mutant("exact: a block gathers half of B", EXACT90, "gather_rows<SIDE, B_BLOCKS>", "gather_rows<SIDE, B_BLOCKS / 2>", "exact_sm90", PAIRS),
+    mutant("exact: gathered stages stay behind at the end", EXACT90, "            gathered.hand_on<0>(ring.full);\n            expect", "            expect", "exact_sm90", EXACT),
+    mutant("exact: the second block's tokens are the first's", EXACT90, "ring.token + k * SIDE", "ring.token", "exact_sm90", EDGES),
     mutant("exact: staging overwritten while it is copied", EXACT90, "prim::bulk_wait_read<1>();      // the copy", "prim::bulk_wait_read<2>();      // the copy", "exact_sm90", EXACT),
     mutant("exact: no proxy fence before G is copied", EXACT90, "        prim::fence_proxy_async();\n", "", "exact_sm90", EXACT),
     mutant("exact: no barrier before G is copied", EXACT90, "        prim::fence_proxy_async();\n        prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);\n", "        prim::fence_proxy_async();\n", "exact_sm90", EXACT),
@@ -287,7 +292,7 @@ HOPPER = [
     mutant("exact: no barrier between the phases", EXACT90, "            next_phase(a);\n", "            if (phase == PRODUCTS) next_phase(a);\n", "exact_sm90", EXACT),
     mutant("exact: target's constant without the softcap's slope", EXACT90, "rows[h].coefficients.target * logit_map::softcap_slope(p, rows[h].statistics.target_logit)", "rows[h].coefficients.target", "exact_sm90", "cuda_hopper the_exact_path/tokens_with_gaps"),
     mutant("exact: dE of a middle chunk overwritten", EXACT90, "chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE", "SINK_OVERWRITE", "exact_sm90", EDGES),
-    mutant("exact: items of a phase counted without those that are not there", EXACT90, "count_items(work, chunk, phase) + gridDim.x;", "count_items(work, chunk, phase);", "exact_sm90", EXACT),
+    mutant("exact: items of a phase counted without those that are not there", EXACT90, "count_items<CLUSTER>(work, chunk, phase) + gridDim.x;", "count_items<CLUSTER>(work, chunk, phase);", "exact_sm90", EXACT),
     mutant("exact: the last column of an odd D left out", EXACT90, "begin != NO_ROW && column < columns", "begin != NO_ROW && column + 1 < columns", "exact_sm90", EDGES),
     mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CLUSTERS),
     mutant("exact, cluster: a stage is free when one block has read it", BLOCKS, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
@@ -295,8 +300,16 @@ HOPPER = [
     mutant("exact, cluster: a block leaves while the other writes into it", EXACT90, "    if constexpr (CLUSTER > 1) {\n        prim::syncwarp();\n        prim::cluster_sync();\n    }\n", "", "exact_sm90", PAIRS),
     mutant("exact, cluster: G of a tile that is not there stored", EXACT90, "if (CLUSTER == 1 || item.row < smem.work.row_tiles) store", "store", "exact_sm90", PAIRS),
     mutant("exact, cluster: G of a tile that is not there loaded", EXACT90, "CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1)", "item.row", "exact_sm90", PAIRS),
-    mutant("boxes of E twice as large as their run", RING, "prim::u16(at), prim::u16(map)}", "prim::u16(at), prim::u16(map > 0 ? map - 1 : 0)}", "forward_sm90", CLUSTERS),
-    mutant("boxes of E: the next a row late", RING, "at += BLOCK_N >> map;", "at += (BLOCK_N >> map) + (map == 2 ? 1 : 0);", "forward_sm90", CLUSTERS),
+    mutant("gathered: no proxy fence", GATHER, "        prim::fence_proxy_async();\n", "", "forward_sm90", CLUSTERS),
+    mutant("gathered: handed on before the copies have arrived", GATHER, "hand_on<1>(full);", "hand_on<2>(full);", "forward_sm90", CLUSTERS),
+    mutant("gathered: lane 0 hands on for lanes that still wait", GATHER, "        prim::syncwarp();\n", "", "forward_sm90", CLUSTERS),
+    mutant("gathered: rows as they lie", GATHER, "(place ^ i * 16)", "place", "forward_sm90", CLUSTERS),
+    mutant("gathered: the last columns cut to whole vectors", GATHER, "p.hidden - column < 8 ? p.hidden - column : 8", "p.hidden - column < 8 ? 0 : 8", "exact_sm90", "cuda_hopper the_exact_path/odd_columns"),
+    mutant("gathered: rows that do not exist are the next in the list", RING, "token[smaller(row, rows - 1)]", "token[row]", "forward_sm90", CLUSTERS),
+    mutant("exact: rows that do not exist are gathered from token 0", BLOCKS, "token_of(a, wanted < rows ? wanted : rows - 1, rows)", "wanted < rows ? token_of(a, wanted, rows) : 0", "exact_sm90", "cuda_hopper what_an_ignored_token"),
+    mutant("gathered: the last stage of an item stays behind", RING, "    gathered.hand_on<0>(ring.full);\n", "", "forward_sm90", CLUSTERS),
+    mutant("gathered: copies into a stage that is still read", RING, "            prim::syncwarp();                // the stage is empty\n", "", "forward_sm90", CLUSTERS),
+    mutant("a row block with a gap taken for a run", RING, "rows > 0 && token[rows - 1] - first_token != rows - 1", "false", "forward_sm90", CLUSTERS),
     mutant("descriptor: the next k16 too far", RING, "K16 = 32 >> 4", "K16 = 48 >> 4", "forward_sm90", CASES),
 ]
 

@@ -9,14 +9,13 @@
 
 constexpr u32 SM90_TILE_V = 256;             // classes of a tile: the unit of first_tile and num_tiles in a Hopper launch
 constexpr u32 SM90_TILE_D = 64;              // columns of every box: 128 bytes, the span of the swizzle
-constexpr u32 SM90_BOXES = 8;                // sizes of boxes of E: 128 rows, 64, ... 1
 
 // Two-dimensional tensor maps of 16-bit elements: boxes of 64 columns, swizzle of 128 bytes, no interleave, L2 promotion of
 // 256 bytes, zeros outside.
 struct LceHopperArgs {
     LceArgs args;                            // splits: partials a row block has in this round, of which the kernel may use fewer
-    prim::TensorMap embeddings[SM90_BOXES];  // E [N, D], the k-th in boxes of 128 >> k rows
-    prim::TensorMap classifier;              // C [V, D], boxes of 128 rows (exact path: 64)
+    prim::TensorMap embeddings;              // E [N, D], boxes of 128 rows (exact path: 64)
+    prim::TensorMap classifier;              // C [V, D], the same
     u32 sweep_blocks;                        // most row blocks that sweep the vocabulary together: their rows of E stay in L2
     u32 lead;                                // steps of consumer 1 behind consumer 0, below the stages of the ring
     u32 padding[14];

@@ -18,10 +18,9 @@
 // G is stored in the input type, divided by a power of two (gradient_scale.cuh), as the image of the stages' blocks: block (r, c) of 64
 // rows x 64 classes at r * blocks of the chunk + c, swizzled. So one G, once written, is K-major for dE and MN-major for dC, and
 // copies of 8 KiB need no tensor map. Rows and classes of a tile that do not exist are 0 in it: the products need no masks.
+#include "exact_items.cuh"
 #include "gradient.cuh"
-#include "gradient_scale.cuh"
 #include "grid_barrier.cuh"
-#include "hopper_blocks.cuh"
 #include "sink.cuh"
 
 namespace {
@@ -32,20 +31,7 @@ using prim::f16;
 using prim::Vec16;
 
 // ---- sizes and shared memory ------------------------------------------------------------------------------------------------
-constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
-constexpr u32 CLASS_TILE = ROWS;             // classes of a tile of dC
 enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_BLOCK = BARRIER_CONSUMER + CONSUMERS };   // named barriers
-enum Phase : u32 { GRADIENTS, PRODUCTS, PHASES };
-enum Kind : u32 { GRADIENT_TILE, D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
-
-// What there is to do, in shared memory, where it costs no registers.
-struct Work {
-    gradient::Scale scale;
-    u32 rows, row_tiles, row_units;          // exact rows; units: of a block or cluster
-    u32 vocab_tiles, chunk_tiles;            // of COLUMNS classes: in all, in a chunk
-    u32 column_tiles;                        // of COLUMNS of D
-    u32 d_embeddings, d_classifier, d_bias;  // 0 or 1
-};
 
 struct Smem {
     Ring ring;
@@ -54,84 +40,9 @@ struct Smem {
 };
 static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_exact_sm90");
 
-struct Chunk {
-    u32 first_tile, tiles;                   // of COLUMNS classes
-    u32 classes;
-    bool is_first, is_last;
-};
-
-__device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
-__device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
-
-template <class T, u32 CLUSTER> __device__ __forceinline__ Work work_of(const LceArgs& a) {
-    Work w;
-    w.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
-    w.rows = a.saved.header->exact_rows;
-    w.row_tiles = div_up(w.rows, ROWS);
-    w.row_units = div_up(w.row_tiles, CLUSTER);
-    w.vocab_tiles = div_up(a.problem.vocab, COLUMNS);
-    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(w.row_tiles) * ROWS * COLUMNS));
-    w.chunk_tiles = div_up(w.vocab_tiles, div_up(w.vocab_tiles, most_tiles));    // equal chunks
-    w.column_tiles = div_up(a.problem.hidden, COLUMNS);
-    w.d_embeddings = a.d_embeddings.mode != SINK_SKIP;
-    w.d_classifier = a.d_classifier.mode != SINK_SKIP;
-    w.d_bias = a.d_bias.mode != SINK_SKIP;
-    return w;
-}
-
-__device__ __forceinline__ Chunk chunk_of(const LceProblem& p, const Work& work, u32 first_tile) {
-    const u32 tiles = smaller(work.chunk_tiles, work.vocab_tiles - first_tile);
-    return {first_tile, tiles, smaller(tiles * COLUMNS, p.vocab - first_tile * COLUMNS), first_tile == 0, first_tile + tiles == work.vocab_tiles};
-}
-
 // Block (r, c) of the chunk's G.
 __device__ __forceinline__ u8* gradient_block(const LceArgs& a, const Work& work, u32 r, u32 c) {
     return static_cast<u8*>(a.backward.exact_gradients) + (u64(r) * (work.chunk_tiles * B_BLOCKS) + c) * BYTES;
-}
-
-// ---- items ------------------------------------------------------------------------------------------------------------------
-// By unit: item.row is which, until own_item makes it the block's tile.
-template <u32 CLUSTER> __device__ __forceinline__ u32 class_units(const Chunk& chunk) { return div_up(chunk.classes, CLASS_TILE * CLUSTER); }
-
-template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work, const Chunk& chunk, u32 phase) {
-    if (phase == GRADIENTS) return work.row_units * chunk.tiles;
-    const u32 classes = class_units<CLUSTER>(chunk);
-    return (work.d_embeddings * work.row_units + work.d_classifier * classes) * work.column_tiles + work.d_bias * classes;
-}
-
-// Row tiles in groups, in a group all tiles of classes, in those the group's row tiles: what the grid works on at a time is a near square.
-template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 index) {
-    constexpr u32 GROUP = GROUP_ROWS / CLUSTER;
-    const u32 group = index / (GROUP * chunk.tiles), in_group = index % (GROUP * chunk.tiles);
-    const u32 height = smaller(GROUP, work.row_units - group * GROUP);
-    return {GRADIENT_TILE, group * GROUP + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
-}
-
-// What takes longest comes first; all columns of a tile in a row, so that they find its G in L2.
-template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, const Chunk& chunk, u32 index) {
-    const u32 classes = class_units<CLUSTER>(chunk), d_bias = work.d_bias * classes;
-    if (index < d_bias) return {D_BIAS, index, 0, 0};
-    index -= d_bias;
-    const u32 columns = work.column_tiles;
-    const u32 row_steps = div_up(work.rows, SIDE), class_steps = div_up(chunk.classes, SIDE);
-    const u32 d_embeddings = work.d_embeddings * work.row_units * columns, d_classifier = work.d_classifier * classes * columns;
-    const bool classifier_first = row_steps >= class_steps;
-    const u32 first = classifier_first ? d_classifier : d_embeddings;
-    const bool classifier = (index < first) == classifier_first;
-    const u32 at = index < first ? index : index - first;
-    if (classifier) return {D_CLASSIFIER, at / columns, at % columns, row_steps};
-    return {D_EMBEDDINGS, at / columns, at % columns, class_steps};
-}
-
-// rank: of the block in its cluster. The last unit of rows may have no tile for it: it goes the same steps, and stores nothing. Of classes
-// there are always two tiles, since a chunk ends with a tile of COLUMNS.
-template <u32 CLUSTER>
-__device__ __forceinline__ Item own_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 phase, u32 index, u32 rank) {
-    static_assert(CLUSTER * CLASS_TILE <= COLUMNS, "classes of a unit");
-    if (index >= count_items<CLUSTER>(work, chunk, phase)) return {NONE_LEFT, 0, 0, 0};
-    Item item = phase == GRADIENTS ? gradient_item<CLUSTER>(p, work, chunk, index) : product_item<CLUSTER>(work, chunk, index);
-    item.row = item.row * CLUSTER + rank;
-    return item;
 }
 
 // ---- between phases -----------------------------------------------------------------------------------------------------------
@@ -143,50 +54,64 @@ __device__ __forceinline__ void next_phase(const LceArgs& a) {
 }
 
 // ---- producer -----------------------------------------------------------------------------------------------------------------
-// One step of an item, by the whole warp: A, and the block's part of B. rows: of E, 8 a lane; of the tile, or of this step and those beside
-// it.
+// One step of an item, by the whole warp: A, and the block's part of B. rows: of E, the tile's, or this step's and those beside it.
 template <u32 CLUSTER> __device__ __forceinline__ void load_step(
-    const LceHopperArgs& a, const Work& work, const Chunk& chunk, const Item& item, const Rows& rows, Ring& ring, u32 stage, u32 step, u32 rank
+    const LceHopperArgs& a, const Work& work, u32 first_class, const Item& item, const Rows& rows, Ring& ring, Gathered& gathered, u32 stage, u32 step, u32 rank
 ) {
     constexpr u32 PART = B_BLOCKS / CLUSTER;
-    const u32 lane = threadIdx.x % 32, first_class = chunk.first_tile * COLUMNS, first = rank * PART, b = lane - 16;
-    const bool loads_b = b >= first && b < first + PART;
+    const u32 lane = threadIdx.x % 32, first = rank * PART, b = first + lane, in_table = step % LOOKED_UP;
     u64* full = &ring.full[stage];
+    static_assert(A_BLOCKS == 2, "blocks of a tile's rows");
+    const u32 blocks = item.kind == GRADIENT_TILE ? rows.is_gathered(0) + rows.is_gathered(1)
+                     : item.kind == D_CLASSIFIER && rows.is_gathered(in_table) ? B_BLOCKS : 0;      // that are gathered
+    if (blocks == 0) expect(ring, stage, STAGE_BYTES);
+
     if (item.kind == GRADIENT_TILE) {        // E [rows, D], C [classes, D]
-        if (lane < A_BLOCKS * 8) rows.load<1>(a, &ring.a[stage][lane / 8], 1, full, step * SIDE, work.rows);
-        if (loads_b) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
+        if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
+#pragma unroll 1
+        for (u32 k = 0; k < A_BLOCKS; ++k) {
+            const u32 token = rows.token_of_block(k);
+            if (rows.is_gathered(k)) hopper::gather_rows<SIDE, 1>(a.args.problem, ring.a[stage][k], ring.token + k * SIDE, step * SIDE);
+            else if (lane == 0) load_box<1>(ring.a[stage][k], &a.embeddings, full, step * SIDE, token);
+        }
     } else if (item.kind == D_EMBEDDINGS) {  // G [rows, classes], C [classes, D]
         const u32 tile = CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1);
-        if (loads_b) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, item.column * COLUMNS + b * SIDE, first_class + step * SIDE);
-        else if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
+        if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, item.column * COLUMNS + b * SIDE, first_class + step * SIDE);
+        if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
     } else {                                 // G [rows, classes], E [rows, D]
-        if (lane / 8 == step % LOOKED_UP)
-            rows.load<CLUSTER>(a, ring.b[stage] + first, PART, full, item.column * COLUMNS + first * SIDE, work.rows);
-        if (lane / 8 == (step + 1) % LOOKED_UP && lane % 8 < A_BLOCKS)
-            prim::bulk_load(ring.a[stage][lane % 8], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane % 8), BYTES, full);
+        const u32 token = rows.token_of_block(in_table);
+        if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane), BYTES, full);
+        if (blocks > 0) hopper::gather_rows<SIDE, B_BLOCKS>(a.args.problem, ring.b[stage][0], ring.token + in_table * SIDE, item.column * COLUMNS);
+        else if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.embeddings, full, item.column * COLUMNS + b * SIDE, token);
     }
+    if (blocks > 0) gathered.follow(ring.full, stage, STAGE_BYTES - blocks * BYTES);
+    else gathered.hand_on<0>(ring.full);
 }
 
 // drawn: items that all blocks together have drawn before this phase.
 template <u32 CLUSTER>
-__device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, const Chunk& chunk, u32 phase, u32 drawn, u32 rank, Cursor& at) {
+__device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 first_tile, u32 phase, u32 drawn, u32 rank, Cursor& at) {
     const Work& work = smem.work;
+    Ring& ring = smem.ring;
     u32* counter = a.args.backward.barrier + 2;
+    Gathered gathered;
     for (u32 dealt = blockIdx.x / CLUSTER;; dealt += gridDim.x / CLUSTER) {
         const u32 index = CLUSTER > 1 ? dealt : prim::shfl_idx(threadIdx.x == 0 ? prim::atomic_add(counter, 1u) - drawn : 0, 0);
-        const Item item = own_item<CLUSTER>(a.args.problem, work, chunk, phase, index, rank);
+        const Item item = own_item<CLUSTER>(a.args.problem, work, chunk_of(a.args.problem, work, first_tile), phase, index, rank);
         if (item.steps == 0) {               // nothing to load
-            begin_stage<CLUSTER>(smem.ring, at, item, 0);
+            begin_stage<CLUSTER>(ring, gathered, at, item);
+            gathered.hand_on<0>(ring.full);
+            expect(ring, at.stage, 0);
             at.advance();
             if (item.kind == NONE_LEFT) return;
             continue;
         }
-        Rows rows(a.args, item.kind == GRADIENT_TILE ? item.row * ROWS : 0, work.rows);
+        Rows rows(a.args, ring, item.kind == GRADIENT_TILE ? item.row * ROWS : item.kind == D_CLASSIFIER ? 0 : work.rows, work.rows);
         for (u32 step = 0; step < item.steps; ++step, at.advance()) {
-            begin_stage<CLUSTER>(smem.ring, at, item, STAGE_BYTES);
-            load_step<CLUSTER>(a, work, chunk, item, rows, smem.ring, at.stage, step, rank);
+            begin_stage<CLUSTER>(ring, gathered, at, item);
+            load_step<CLUSTER>(a, work, first_tile * COLUMNS, item, rows, ring, gathered, at.stage, step, rank);
             // The next four steps' while the ring is full: two dependent loads.
-            if (item.kind == D_CLASSIFIER && step % LOOKED_UP == LOOKED_UP - 1) rows = Rows(a.args, (step + 1) * SIDE, work.rows);
+            if (item.kind == D_CLASSIFIER && step % LOOKED_UP == LOOKED_UP - 1) rows = Rows(a.args, ring, (step + 1) * SIDE, work.rows);
         }
     }
 }
@@ -485,7 +410,8 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
 
 // ---- consumers: a phase ---------------------------------------------------------------------------------------------------------
 // ahead: steps that consumer 1 stays behind, so that one's epilogue falls into the other's products; below STAGES.
-template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, const Chunk& chunk, u32 phase, Cursor& at) {
+template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, u32 first_tile, u32 phase, Cursor& at) {
+    const Chunk chunk = chunk_of(a.problem, smem.work, first_tile);
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     Ring& ring = smem.ring;
     bool started = false;
@@ -530,13 +456,13 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const Lc
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------------------
-// body(chunk, phase, items drawn before) for every phase of every chunk, by all threads, and the barrier after each.
+// body(first tile of the chunk, phase, items drawn before) for every phase of every chunk, by all threads, and the barrier after each.
 template <u32 CLUSTER, class Body> __device__ __forceinline__ void for_each_phase(const LceArgs& a, const Work& work, Body body) {
     u32 drawn = 0;
     for (u32 first_tile = 0; first_tile < work.vocab_tiles; first_tile += work.chunk_tiles) {
-        const Chunk chunk = chunk_of(a.problem, work, first_tile);
         for (u32 phase = GRADIENTS; phase < PHASES; ++phase) {
-            body(chunk, phase, drawn);
+            body(first_tile, phase, drawn);
+            const Chunk chunk = chunk_of(a.problem, work, first_tile);   // again, rather than in registers meanwhile
             if (chunk.is_last && phase + 1 == PHASES) return;
             drawn += count_items<CLUSTER>(work, chunk, phase) + gridDim.x;    // each block draws one that is not there
             next_phase(a);
@@ -563,13 +489,13 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void run(const LceHop
     Cursor at;
     if (threadIdx.x < WARPGROUP) {
         prim::setmaxnreg_dec<72>();
-        for_each_phase<CLUSTER>(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32 drawn) {
-            if (threadIdx.x < 32) produce<CLUSTER>(a, smem, chunk, phase, drawn, rank, at);
+        for_each_phase<CLUSTER>(a.args, smem.work, [&](u32 first_tile, u32 phase, u32 drawn) {
+            if (threadIdx.x < 32) produce<CLUSTER>(a, smem, first_tile, phase, drawn, rank, at);
         });
     } else {
         prim::setmaxnreg_inc<216>();
-        for_each_phase<CLUSTER>(a.args, smem.work, [&](const Chunk& chunk, u32 phase, u32) {
-            consume<T, CLUSTER>(a.args, a.lead, smem, chunk, phase, at);
+        for_each_phase<CLUSTER>(a.args, smem.work, [&](u32 first_tile, u32 phase, u32) {
+            consume<T, CLUSTER>(a.args, a.lead, smem, first_tile, phase, at);
         });
     }
     // No block leaves while another may still write into its shared memory.

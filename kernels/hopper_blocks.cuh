@@ -14,9 +14,11 @@
 #pragma once
 
 #include "abi_sm90.h"
+#include "hopper_gather.cuh"
 
 namespace blocks {
 
+using hopper::Gathered;
 using prim::Major;
 using prim::u8;
 
@@ -29,6 +31,7 @@ constexpr u32 STAGES = 4;
 constexpr u32 STAGE_BYTES = (A_BLOCKS + B_BLOCKS) * BYTES;
 constexpr u32 CONSUMERS = 2, WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr u32 ACCUMULATORS = COLUMNS / 2;    // of a thread
+constexpr u32 LOOKED_UP = 4;                 // blocks of rows of E that the producer looks up at once
 static_assert(SIDE == SM90_TILE_D && COLUMNS == SM90_TILE_V, "a box of the tensor maps is a block");
 
 struct Item { u32 kind, row, column, steps; };   // of a list of work: the kernel's kind, the product's tile, the steps of its sum
@@ -37,6 +40,7 @@ struct Ring {
     alignas(1024) u8 a[STAGES][A_BLOCKS][BYTES];
     alignas(1024) u8 b[STAGES][B_BLOCKS][BYTES];
     Item item[STAGES];                       // that this stage is of
+    alignas(16) u32 token[LOOKED_UP * SIDE]; // of rows that are gathered; of the producer alone
     u64 full[STAGES], empty[STAGES];
 };
 
@@ -58,62 +62,57 @@ template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
 }
 
 // ---- producer: a warp -------------------------------------------------------------------------------------------------------
-// Tokens of the rows of a block or two of E, as few boxes as there can be: lane l looks after rows 8 l to 8 l + 7. A block whose tokens
-// follow one another is one box, eight such rows are one, any other row is one. Rows that do not exist are zeros, and so is what lies
-// outside of E: they are summed over.
-constexpr u32 LOOKED_UP = 32 * 8 / SIDE;     // blocks that a warp looks up at once
-
 template <u32 CLUSTER> __device__ __forceinline__ void load_box(u8* to, const prim::TensorMap* map, u64* full, u32 x, u32 y) {
     if constexpr (CLUSTER == 1) prim::tma_load_2d(to, map, full, int(x), int(y), prim::L2::Normal);
     else prim::tma_load_2d_multicast(to, map, full, int(x), int(y), prim::u16((1u << CLUSTER) - 1), prim::L2::Normal);
 }
 
+// LOOKED_UP blocks of 64 exact rows, which a warp loads from E. Where a block's tokens follow one another it is one box, else its rows are
+// gathered. Rows that do not exist are summed over, times zero: they are the last row once more, or zeros outside of E, but no other
+// token's, which may be infinite.
 struct Rows {
-    u32 first;                               // this lane's first row, and its token
-    u32 token;
-    u32 box;                                 // rows of a box: 64, 8 or 1; 0: another lane's box has them
+    u32 first_token;                         // of block `lane`
+    u32 gathered;                            // bit b: block b is; the same in all lanes
 
-    // 256 rows from first_row on, of `rows` exact ones, by the whole warp.
-    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows) {
-        const u32 lane = threadIdx.x % 32;
-        first = first_row + 8 * lane;
-        const u32 count = first < rows ? (rows - first < 8 ? rows - first : 8) : 0;
-        token = count > 0 ? token_of(a, first, rows) : a.problem.tokens;
-        const bool eight = count == 8 && token_of(a, first + 7, rows) - token == 7;
-        const u32 in_block = lane % 8, block_token = prim::shfl_idx(token, int(lane - in_block));
-        const u32 run = prim::ballot(eight && token == block_token + 8 * in_block) >> (lane - in_block) & 0xff;
-        box = run == 0xff ? (in_block == 0 ? SIDE : 0) : eight || count == 0 ? 8 : 1;
+    // Blocks from first_row on, of `rows` exact rows, by the whole warp.
+    __device__ __forceinline__ Rows(const LceArgs& a, Ring& ring, u32 first_row, u32 rows) {
+        const u32 lane = threadIdx.x % 32, first = first_row + lane * SIDE;
+        const u32 count = lane >= LOOKED_UP || first >= rows ? 0 : rows - first < SIDE ? rows - first : SIDE;
+        first_token = count > 0 ? token_of(a, first, rows) : a.problem.tokens;
+        const u32 end = count > 0 ? token_of(a, first + count - 1, rows) + 1 : a.problem.tokens;
+        gathered = prim::ballot(end - first_token != count || (count < SIDE && end != a.problem.tokens));
+        if (gathered == 0) return;
+        prim::syncwarp();                    // the table has been read
+        for (u32 row = lane; row < LOOKED_UP * SIDE; row += 32) {
+            const u32 wanted = first_row + row;
+            ring.token[row] = token_of(a, wanted < rows ? wanted : rows - 1, rows);
+        }
+        prim::syncwarp();
     }
     // Exact rows ascend: where every token is one, each is its own.
     static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row, u32 rows) {
         return rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[row]];
     }
 
-    // This lane's rows into its place in `count` blocks, of columns x, x + 64, ...; with CLUSTER > 1 in all blocks of the cluster.
-    template <u32 CLUSTER>
-    __device__ __forceinline__ void load(const LceHopperArgs& a, u8 (*blocks)[BYTES], u32 count, u64* full, u32 x, u32 rows) const {
-        if (box == 0) return;
-        u8* to = blocks[0] + threadIdx.x % 8 * 8 * 128;
-        const prim::TensorMap* map = &a.embeddings[box == SIDE ? 1 : box == 8 ? 4 : 7];   // of 128 >> k rows
-#pragma unroll 1
-        for (u32 i = 0; i < (box == 1 ? 8 : 1); ++i) {
-            const u32 at = i == 0 ? token : first + i < rows ? token_of(a.args, first + i, rows) : a.args.problem.tokens;
-#pragma unroll 1
-            for (u32 k = 0; k < count; ++k) load_box<CLUSTER>(to + k * BYTES + i * 128, map, full, x + k * SIDE, at);
-        }
-    }
+    __device__ __forceinline__ bool is_gathered(u32 block) const { return gathered >> block & 1; }
+
+    __device__ __forceinline__ u32 token_of_block(u32 block) const { return prim::shfl_idx(first_token, int(block)); }   // by the whole warp
 };
 
-// Waits for the stage and says what will come: STAGE_BYTES, or nothing. By the whole warp; lane 0 waits for all, since once it has said so
-// the stage may be empty again before another lane has looked.
-template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, u32 bytes) {
+// Waits for the stage, by the whole warp.
+template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, Gathered& gathered, const Cursor& at, const Item& item) {
+    gathered.before_wait(ring.full, &ring.empty[at.stage], at.parity ^ 1);
     if (threadIdx.x % 32 == 0) {
         if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
         else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
         ring.item[at.stage] = item;
-        if (bytes > 0) prim::mbarrier_arrive_expect_tx(&ring.full[at.stage], bytes);
-        else prim::mbarrier_arrive(&ring.full[at.stage]);
     }
+    prim::syncwarp();
+}
+
+// Says what the copy engine will bring to a stage into which nothing is gathered.
+__device__ __forceinline__ void expect(Ring& ring, u32 stage, u32 bytes) {
+    if (threadIdx.x % 32 == 0) prim::mbarrier_arrive_expect_tx(&ring.full[stage], bytes);
     prim::syncwarp();
 }
 

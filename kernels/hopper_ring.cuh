@@ -1,5 +1,5 @@
-// Tiles of E·Cᵀ on Hopper: one thread feeds a ring of shared-memory stages through the copy engine, two warpgroups multiply
-// with wgmma. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
+// Tiles of E·Cᵀ on Hopper: one warp feeds a ring of shared-memory stages, through the copy engine where it can, two warpgroups
+// multiply with wgmma. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
 //
 //        256 classes               stage: 128 + 256 rows of 128 bytes, each operand K-major under the 128-byte swizzle:
 //    0 ┌─────────────┐             16-byte chunk c of the row at address a lies in place c ^ (a / 128 % 8)
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "abi_sm90.h"
+#include "hopper_gather.cuh"
 #include "hopper_schedule.cuh"
 
 namespace hopper {
@@ -30,12 +31,10 @@ constexpr u32 STAGE_BYTES = (BLOCK_N + TILE_V) * ROW_BYTES;
 constexpr u32 CLASS_BOX = 128;               // rows of a box of C
 constexpr u32 MMA_V = TILE_V / 8;            // groups of 8 classes
 
-struct Box { u32 token; prim::u16 row, map; };    // of embeddings[map], from token on, to this row of the tile
-
 struct Ring {
     alignas(1024) u8 rows[STAGES][BLOCK_N * ROW_BYTES];
     alignas(1024) u8 classes[STAGES][TILE_V * ROW_BYTES];
-    Box boxes[BLOCK_N];                      // of the producer alone
+    alignas(16) u32 token[BLOCK_N];          // of each row, where they are gathered; of the producer alone
     u64 full[STAGES], empty[STAGES];
 };
 
@@ -56,62 +55,59 @@ template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
     prim::fence_mbarrier_init();
 }
 
-// ---- producer -------------------------------------------------------------------------------------------------------
-// The boxes of E that fill a tile. Rows are the tokens that are not ignored: mostly one run of tokens, one box. Otherwise
-// each run is cut into boxes of 64 rows, 32, 16 and so on: a thread that issues more than some ten of them a step is slower than
-// the products. A box may begin at any row: the swizzle is a function of the shared address (CUDA
-// Programming Guide, "Tensor Memory Access Swizzle": row y of a buffer that lies `offset` rows past a multiple of 1024 bytes
-// is swizzled by y + offset). The last run goes on through the rows that are not there, which are masked; outside of E
-// there are zeros.
-__device__ __forceinline__ u32 find_boxes(const LceArgs& a, Box* boxes, u32 row_block) {
-    const u32 first_row = row_block * BLOCK_N, num_rows = a.saved.header->num_rows;
-    const u32 rows = first_row < num_rows ? smaller(BLOCK_N, num_rows - first_row) : 0;
-    const u32* token = a.saved.row_token + first_row;
-    if (rows == 0 || token[rows - 1] - token[0] == rows - 1) {
-        boxes[0] = {rows == 0 ? a.problem.tokens : token[0], 0, 0};
-        return 1;
-    }
-    u32 count = 0;
-    for (u32 row = 0, end; row < BLOCK_N; row = end) {
-        const u32 first = token[row];
-        for (end = row + 1; end < rows && token[end] - first == end - row;) ++end;
-        if (end == rows) end = BLOCK_N;
-        for (u32 at = row; at < end;) {
-            u32 map = 0;
-            while (BLOCK_N >> map > end - at) ++map;
-            boxes[count++] = {first + (at - row), prim::u16(at), prim::u16(map)};
-            at += BLOCK_N >> map;
-        }
-    }
-    return count;
-}
+// ---- producer: a warp -----------------------------------------------------------------------------------------------
+// The rows of a tile are the next 128 tokens that are not ignored. Mostly these follow one another: one box. Otherwise the warp gathers them.
+// Rows that are not there are masked: a box has what follows, outside of E zeros, and what is gathered the last row again.
+struct TileRows {
+    u32 first_token;                         // of a box
+    bool gathered;
 
-// One thread, for all steps of tiles [first_tile, end_tile). rank: of the block in its cluster.
+    __device__ __forceinline__ TileRows(const LceArgs& a, u32* table, u32 row_block) {
+        const u32 first_row = row_block * BLOCK_N, num_rows = a.saved.header->num_rows;
+        const u32 rows = first_row < num_rows ? smaller(BLOCK_N, num_rows - first_row) : 0;
+        const u32* token = a.saved.row_token + first_row;
+        first_token = rows == 0 ? a.problem.tokens : token[0];
+        gathered = rows > 0 && token[rows - 1] - first_token != rows - 1;      // tokens ascend
+        if (!gathered) return;
+        prim::syncwarp();                    // the tile before has been read
+        for (u32 row = threadIdx.x; row < BLOCK_N; row += 32) table[row] = token[smaller(row, rows - 1)];
+        prim::syncwarp();
+    }
+};
+
+// All steps of tiles [first_tile, end_tile). rank: of the block in its cluster.
 template <u32 CLUSTER>
 __device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, Cursor& at, u32 rank, u32 row_block, u32 first_tile, u32 end_tile) {
     const u32 steps = div_up(a.args.problem.hidden, TILE_D);
-    const u32 boxes = find_boxes(a.args, ring.boxes, row_block);
+    const TileRows rows(a.args, ring.token, row_block);
+    Gathered gathered;
     for (u32 tile = first_tile; tile < end_tile; ++tile) {
         for (u32 step = 0; step < steps; ++step, at.advance()) {
-            const int column = int(step * TILE_D);
             u64* full = &ring.full[at.stage];
-            if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
-            else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
-            prim::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
-#pragma unroll 1
-            for (u32 b = 0; b < boxes; ++b) {
-                const Box box = ring.boxes[b];
-                prim::tma_load_2d(&ring.rows[at.stage][box.row * ROW_BYTES], &a.embeddings[box.map], full, column, int(box.token), prim::L2::EvictLast);
+            gathered.before_wait(ring.full, &ring.empty[at.stage], at.parity ^ 1);
+            if (threadIdx.x == 0) {
+                const int column = int(step * TILE_D);
+                if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+                else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
+                if (!rows.gathered) {
+                    prim::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
+                    prim::tma_load_2d(ring.rows[at.stage], &a.embeddings, full, column, int(rows.first_token), prim::L2::EvictLast);
+                }
+                // Each block of a cluster loads its part of C, into all blocks.
+                for (u32 part = rank; part < TILE_V / CLASS_BOX; part += CLUSTER) {
+                    u8* to = &ring.classes[at.stage][part * CLASS_BOX * ROW_BYTES];
+                    const int first_class = int(tile * TILE_V + part * CLASS_BOX);
+                    if constexpr (CLUSTER == 1) prim::tma_load_2d(to, &a.classifier, full, column, first_class, prim::L2::EvictFirst);
+                    else prim::tma_load_2d_multicast(to, &a.classifier, full, column, first_class, prim::u16((1u << CLUSTER) - 1), prim::L2::EvictFirst);
+                }
             }
-            // Each block of a cluster loads its part of C, into all blocks.
-            for (u32 part = rank; part < TILE_V / CLASS_BOX; part += CLUSTER) {
-                u8* to = &ring.classes[at.stage][part * CLASS_BOX * ROW_BYTES];
-                const int first_class = int(tile * TILE_V + part * CLASS_BOX);
-                if constexpr (CLUSTER == 1) prim::tma_load_2d(to, &a.classifier, full, column, first_class, prim::L2::EvictFirst);
-                else prim::tma_load_2d_multicast(to, &a.classifier, full, column, first_class, prim::u16((1u << CLUSTER) - 1), prim::L2::EvictFirst);
-            }
+            if (!rows.gathered) continue;
+            prim::syncwarp();                // the stage is empty
+            gather_rows<BLOCK_N, 1>(a.args.problem, ring.rows[at.stage], ring.token, step * TILE_D);
+            gathered.follow(ring.full, at.stage, TILE_V * ROW_BYTES);
         }
     }
+    gathered.hand_on<0>(ring.full);
 }
 
 // ---- consumers --------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ fn of_the_exact_path() -> Vec<Case> {
         ("runs_of_tokens", (260, 264, 600), 0.0),
         ("tokens_with_gaps", (260, 72, 600), 0.1),
         ("mostly_gaps", (130, 72, 600), 0.3),
+        ("a_gap_or_two", (460, 72, 300), 0.005), // blocks of 64 rows: some are boxes, some are gathered
         ("few_tokens_left", (129, 520, 300), 0.9),
         ("odd_columns", (140, 71, 520), 0.05),
     ];
@@ -195,7 +196,7 @@ fn bits(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions, upstream:
     [vec![forward.loss.to_bits()], bits(&got.d_embeddings), bits(&got.d_classifier), bias]
 }
 
-/// dC sums over rows of E in boxes: what lies behind the last row, and between rows, is not in the sum, not even times zero.
+/// dC sums over rows of E, in boxes or gathered: what lies behind the last row, and between rows, is not in the sum, not even times zero.
 #[test]
 fn what_an_ignored_token_holds_does_not_matter() {
     let _guard = emulated::lock();

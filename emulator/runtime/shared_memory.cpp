@@ -30,6 +30,13 @@ static void unfenced(const char* what, const Loc& loc, uint32_t addr, const Cell
     report("missing fence.proxy.async", loc, "async-proxy %s of smem+%u written by %s%s%s without a proxy fence", what, addr - kSmemBase,
            who_name(k.w_who).c_str(), k.w_pc ? " at " : "", k.w_pc ? where(k.w_pc).c_str() : "");
 }
+// Whether what lies here was read, by the async proxy at least, and that is over for `who`: then so is the writing, with its fence. Matters
+// where reads alone are handed on: wgmma's, to another block of the cluster.
+static bool was_read(const Cell& k, int who, const Clock& c) {
+    for (auto& r : k.readers)
+        if (r.async && (r.who == who || r.clk <= c.all[r.who])) return true;
+    return false;
+}
 static uint32_t addr_of(const Cell* k) { return kSmemBase + 2 * uint32_t(k - me->cells.data()); }
 
 void check_read(uint32_t addr, size_t n, int who, uint32_t clk, const Clock& c, bool async, bool atomic, const void* pc, const Loc& loc) {
@@ -49,7 +56,7 @@ void check_read(uint32_t addr, size_t n, int who, uint32_t clk, const Clock& c, 
         for (size_t i = 0; i < r.size(); ++i)
             if (r[i].who != who && r[i].clk > c.all[r[i].who]) r[out++] = r[i];   // keep only concurrent readers
         r.resize(out);
-        if (!atomic) r.push_back({uint16_t(who), clk, pc});     // an atomic's read is followed by its write
+        if (!atomic) r.push_back({uint16_t(who), async, clk, pc});     // an atomic's read is followed by its write
     }
 }
 
@@ -62,11 +69,11 @@ bool check_write(uint32_t addr, size_t n, int who, uint32_t clk, const Clock& c,
             race("write over the destination of a copy still in flight", loc, addr_of(k), k->w_who, k->w_pc);
             ok = false;
         }
-        if (ok && k->init && k->w_who != who && k->w_clk > c.all[k->w_who] && !(atomic && k->atomic)) {
+        if (ok && k->init && k->w_who != who && k->w_clk > c.all[k->w_who] && !(atomic && k->atomic) && !was_read(*k, who, c)) {
             race("write", loc, addr_of(k), k->w_who, k->w_pc);
             ok = false;
         }
-        if (ok && async && k->init && !k->by_async && k->w_clk > c.fenced[k->w_who]) { unfenced("write", loc, addr_of(k), *k); ok = false; }
+        if (ok && async && k->init && !k->by_async && k->w_clk > c.fenced[k->w_who] && !was_read(*k, who, c)) { unfenced("write", loc, addr_of(k), *k); ok = false; }
         if (ok) for (auto& r : k->readers)
             if (r.who != who && r.clk > c.all[r.who]) { race("overwrite of data still being read", loc, addr_of(k), r.who, r.pc); ok = false; break; }
         k->readers.clear();

@@ -35,7 +35,7 @@ std::string who_name(int who);
 [[gnu::format(printf, 3, 4)]] void report(const char* kind, const Loc&, const char* fmt, ...);
 
 // ---- shared memory -----------------------------------------------------------------------------------------------------
-struct Reader { uint16_t who; uint32_t clk; const void* pc; };
+struct Reader { uint16_t who; bool async; uint32_t clk; const void* pc; };
 struct Cell {                                // two bytes of shared memory
     uint32_t w_clk = 0;
     uint16_t w_who = 0;

@@ -16,9 +16,9 @@ struct TensorMap([u64; 16]);
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TensorMaps {
-    /// E [N, D], the k-th in boxes of 128 >> k rows.
-    embeddings: [TensorMap; 8],
-    /// C [V, D] in boxes of 128 rows (exact path: 64).
+    /// E [N, D] in boxes of 128 rows (exact path: 64).
+    embeddings: TensorMap,
+    /// C [V, D], the same.
     classifier: TensorMap,
 }
 
@@ -48,9 +48,8 @@ impl TensorMaps {
     pub fn new(args: &LceArgs, plan: &LaunchPlan, kernel: &Kernel) -> Result<Self> {
         let (p, dtype) = (&args.problem, plan.workload.dtype);
         let box_rows = if kernel.cooperative { 64 } else { 128 };
-        let e = |k| encode(dtype, p.embeddings, [p.hidden, p.tokens], p.embeddings_stride, 128_u32 >> k);
         Ok(TensorMaps {
-            embeddings: [e(0)?, e(1)?, e(2)?, e(3)?, e(4)?, e(5)?, e(6)?, e(7)?],
+            embeddings: encode(dtype, p.embeddings, [p.hidden, p.tokens], p.embeddings_stride, box_rows)?,
             classifier: encode(dtype, p.classifier, [p.hidden, p.vocab], p.classifier_stride, box_rows)?,
         })
     }
@@ -106,10 +105,10 @@ mod tests {
         assert_eq!(size_of::<sys::CUtensorMap>(), size_of::<TensorMap>());
         let maps = size_of::<LceArgs>().next_multiple_of(64);
         assert_eq!(offset_of!(LceHopperArgs, maps), maps);
-        assert_eq!(offset_of!(TensorMaps, classifier), 8 * 128);
-        assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 9 * 128);
-        assert_eq!(offset_of!(LceHopperArgs, lead), maps + 9 * 128 + 4);
-        assert_eq!(size_of::<LceHopperArgs>(), maps + 10 * 128 - 64);
+        assert_eq!(offset_of!(TensorMaps, classifier), 128);
+        assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 2 * 128);
+        assert_eq!(offset_of!(LceHopperArgs, lead), maps + 2 * 128 + 4);
+        assert_eq!(size_of::<LceHopperArgs>(), maps + 3 * 128 - 64);
         assert!(size_of::<LceHopperArgs>() <= 4096, "the most that a launch's arguments may take before CUDA 12.1");
     }
 }

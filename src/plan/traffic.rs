@@ -120,8 +120,8 @@ impl LaunchPlan {
         self.logits(rows.div_ceil(TILE), self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum())
     }
 
-    /// A unit of row blocks reads each tile of C once, and for each its own rows of E: nothing outside of either matrix. What is
-    /// ignored behind the last row is read with it, as far as the block goes, and does not count.
+    /// A unit of row blocks reads each tile of C once, and for each its own rows of E: nothing outside of either matrix. What
+    /// fills up a row block that is not full, tokens that are ignored or the last row again, does not count.
     fn hopper_traffic(&self, rows: u64) -> Traffic {
         let Shape { hidden, vocab, .. } = self.workload.shape;
         let (hidden, vocab, cluster) = (hidden as u64, vocab as u64, u64::from(self.cluster));
