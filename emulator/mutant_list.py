@@ -252,6 +252,7 @@ RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hop
 CLUSTERS = "cuda_hopper clusters_match"
 GATHER = K + "hopper_gather.cuh"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
+LONG = "cuda_hopper the_exact_path/runs_of_tokens,mostly_gaps"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
 PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
 HOPPER = [
@@ -274,8 +275,8 @@ HOPPER = [
     mutant("consumer 0 never says that it leads", K + "forward_sm90.cu",
            "step + 1 == smaller(lead, steps)", "step + 1 == smaller(lead + 9, steps + 9)", "forward_sm90", CLUSTERS),
     mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CLUSTERS),
-    mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // a lane may release the stage for all lanes\n", "", "exact_sm90", EXACT),
-    mutant("exact: stage released before its products are done", BLOCKS, "        prim::wgmma_wait<1>(acc);\n        release", "        release", "exact_sm90", EXACT),
+    mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // a lane may release the stage for all lanes\n", "", "exact_sm90", LONG),
+    mutant("exact: stage released before its products are done", BLOCKS, "        prim::wgmma_wait<1>(acc);\n        release", "        release", "exact_sm90", LONG),
     mutant("exact: blocks of MN-major B too near", BLOCKS, "MAJOR == Major::K ? 0 : BYTES", "MAJOR == Major::K ? 0 : BYTES / 2", "exact_sm90", EDGES),
     mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
     mutant("exact: rows that do not exist are the tokens behind the last", BLOCKS, " || (count < SIDE && end != a.problem.tokens)", "", "exact_sm90", "cuda_hopper what_an_ignored_token"),

@@ -5,6 +5,7 @@
     python3 emulator/mutants.py fence filter those whose name or file contains a word
     python3 emulator/mutants.py --ptx        those in kernels/prim, which only nvcc's output shows (needs nvcc: see toolchain.sh)
     python3 emulator/mutants.py --table      prints the results as a Markdown table
+    python3 emulator/mutants.py --check      runs nothing: does every text still occur, of all, --ptx or not?
 
 Nothing of the repository changes. A mutant is one or more replacements; a text that does not occur is an error. Exit status 0: every
 bug was caught, no legal change raised an alarm, and every test passes without a mutant.
@@ -99,6 +100,14 @@ class Workshop:
         return run_test(executables, test, EMU_LIBRARY_DIR=str(self.folder / "lib"), **variables)
 
 
+def check():
+    """1 if a mutant's text does not occur: the code has moved on without it."""
+    stale = [f"{path}: no {old!r}, of: {name}" for name, file, edits, *_ in MUTANTS + PTX_MUTANTS for old, _, *other in edits
+             if old not in (ROOT / (path := other[0] if other else file)).read_text()]
+    print("\n".join(stale) or f"{len(MUTANTS + PTX_MUTANTS)} mutants, every text occurs")
+    return bool(stale)
+
+
 def run_test(executables, test, **variables):
     """What caught it: the kind of the first report, what else failed, or "" where the test passed. And all it said."""
     name, _, argument = test.partition(" ")
@@ -177,9 +186,14 @@ def main():
     parser.add_argument("words", nargs="*")
     parser.add_argument("--ptx", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--log", help="a folder for what each test said")
     options = parser.parse_args()
+    if options.check:
+        return check()
+    if options.log:
+        Path(options.log).mkdir(parents=True, exist_ok=True)
     library, objects, executables = cargo()
     mutants = [m for m in (PTX_MUTANTS if options.ptx else MUTANTS) if not options.words or any(w in m[0] or w in m[1] for w in options.words)]
     if options.ptx:

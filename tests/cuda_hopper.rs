@@ -25,13 +25,13 @@ fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
 /// a ragged step, more steps than stages, rounds of several tiles with a ragged last one.
 fn of_clusters() -> Vec<Case> {
     let shapes = [
-        ("three_row_blocks", (290, 72, 260)),
-        ("one_row_block", (100, 328, 1300)),
-        ("four_row_blocks", (400, 40, 600)),
+        ("three_row_blocks", (290, 72, 260), 0.02),
+        ("one_row_block", (100, 328, 1300), 0.1), // gathered, once around the ring and again
+        ("four_row_blocks", (400, 40, 600), 0.02),
     ];
     let plain = cases::shapes()[0];
-    let case = |(name, (tokens, hidden, vocab))| {
-        let spec = Spec { ignored: 0.02, seed: 5, dtype: DType::BF16, ..Spec::new(tokens, hidden, vocab) };
+    let case = |(name, (tokens, hidden, vocab), ignored)| {
+        let spec = Spec { ignored, seed: 5, dtype: DType::BF16, ..Spec::new(tokens, hidden, vocab) };
         Case { name, why: "row blocks and tiles that do not divide", spec, ..plain }
     };
     shapes.into_iter().map(case).collect()
@@ -48,9 +48,9 @@ fn of_the_exact_path() -> Vec<Case> {
         ("runs_of_tokens", (260, 264, 600), 0.0),
         ("tokens_with_gaps", (260, 72, 600), 0.1),
         ("mostly_gaps", (130, 72, 600), 0.3),
-        ("a_gap_or_two", (460, 72, 300), 0.005), // blocks of 64 rows: some are boxes, some are gathered
         ("few_tokens_left", (129, 520, 300), 0.9),
         ("odd_columns", (140, 71, 520), 0.05),
+        ("a_gap_or_two", (460, 72, 300), 0.005), // blocks of 64 rows: some are boxes, some are gathered
     ];
     let plain = cases::shapes()[0];
     let case = |(index, (name, (tokens, hidden, vocab), ignored)): (usize, (_, (usize, usize, usize), f64))| {
@@ -202,18 +202,24 @@ fn what_an_ignored_token_holds_does_not_matter() {
     let _guard = emulated::lock();
     configure(1);
     let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
-    let spec = Spec { ignored: 0.1, dtype: DType::BF16, ..Spec::new(70, 72, 300) };
-    let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
-    let (mut tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
-    tensors.targets[69] = spec.ignore_index;
-    let mut poisoned = tensors.clone();
-    for token in (0..70).filter(|&token| tensors.targets[token] == spec.ignore_index) {
-        poisoned.set_embedding(token, 0, f32::NAN);
-        poisoned.set_embedding(token, 71, f32::INFINITY);
-    }
-    for filter in [GradientFilter::Exact, GradientFilter::default()] {
-        let run = |tensors| bits(&backend, tensors, &CceOptions { filter, ..case.options }, &upstream);
-        assert!(run(&poisoned) == run(&tensors), "{filter:?}");
+    // Gathered, the first token among the ignored; and a run, whose box would have the ignored last one too.
+    for ignored in [0.1, 0.0] {
+        let spec = Spec { ignored, dtype: DType::BF16, ..Spec::new(70, 72, 300) };
+        let case = Case { spec, options: CceOptions::default(), ..cases::shapes()[0] };
+        let (mut tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
+        tensors.targets[69] = spec.ignore_index;
+        if ignored > 0.0 {
+            tensors.targets[0] = spec.ignore_index;
+        }
+        let mut poisoned = tensors.clone();
+        for token in (0..70).filter(|&token| tensors.targets[token] == spec.ignore_index) {
+            poisoned.set_embedding(token, 0, f32::NAN);
+            poisoned.set_embedding(token, 71, f32::INFINITY);
+        }
+        for filter in [GradientFilter::Exact, GradientFilter::default()] {
+            let run = |tensors| bits(&backend, tensors, &CceOptions { filter, ..case.options }, &upstream);
+            assert!(run(&poisoned) == run(&tensors), "{ignored}, {filter:?}");
+        }
     }
     assert_eq!(emulator::take_reports(), [""; 0]);
 }

@@ -4,6 +4,7 @@
     python3 tests/mutants.py             all mutants
     python3 tests/mutants.py sum bias    those whose name contains one of the words
     python3 tests/mutants.py --table     the list as a Markdown table, nothing is run
+    python3 tests/mutants.py --check     runs nothing: does every text still occur once?
 
 Needs nothing but Python and cargo. A mutant is one replacement in one file; its old text must occur exactly once, so
 that a mutant that no longer applies is an error and not a survivor. A mutant that does not compile is an error too.
@@ -207,9 +208,17 @@ def table():
         print(f"| {m.name} | `{m.file}` | `{binary}`: `{name}` |")
 
 
+def check():
+    stale = [f"{m.file}: not once {m.old!r}, of: {m.name}" for m in MUTANTS if (REPOSITORY / m.file).read_text().count(m.old) != 1]
+    print("\n".join(stale) or f"{len(MUTANTS)} mutants, every text occurs once")
+    sys.exit(bool(stale))
+
+
 def main(words):
     if words == ["--table"]:
         return table()
+    if words == ["--check"]:
+        check()
     chosen = [m for m in MUTANTS if not words or any(w in m.name for w in words)]
     files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
     failures = 0
