@@ -5,7 +5,7 @@
 //         grid barrier               PRODUCTS        dE += G C, dC = G^T E, dbias               tiles of 128 rows or classes x 256 of D
 //         grid barrier
 //
-//   warp 0              producer: draws the next item of work and feeds its blocks to the ring, across items
+//   warps 0 to 3        producer: each keeps a stage of the ring filled with blocks of the items of work, across items; thread 0 draws these
 //   warpgroups 1, 2     consumers: 64 rows each of the same tile; products, then their epilogue, by themselves
 //
 // Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Every output
@@ -31,12 +31,13 @@ using prim::f16;
 using prim::Vec16;
 
 // ---- sizes and shared memory ------------------------------------------------------------------------------------------------
-enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_BLOCK = BARRIER_CONSUMER + CONSUMERS };   // named barriers
+enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_PRODUCER = BARRIER_CONSUMER + CONSUMERS, BARRIER_BLOCK };   // named barriers
 
 struct Smem {
     Ring ring;
     alignas(1024) u8 staging[CONSUMERS][2][BYTES];   // blocks of G on their way out
     Work work;
+    u32 drawn[2];                                    // items, in turn; of the producer alone
 };
 static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_exact_sm90");
 
@@ -54,38 +55,72 @@ __device__ __forceinline__ void next_phase(const LceArgs& a) {
 }
 
 // ---- producer -----------------------------------------------------------------------------------------------------------------
-// One step of an item, by the whole warp: A, and the block's part of B. rows: of E, the tile's, or this step's and those beside it.
-template <u32 CLUSTER> __device__ __forceinline__ void load_step(
-    const LceHopperArgs& a, const Work& work, u32 first_class, const Item& item, const Rows& rows, Ring& ring, Gathered& gathered, u32 stage, u32 step, u32 rank
+// The rows of E of a tile of G: two blocks, whose tokens are in the ring's table if either is gathered.
+struct TileRows {
+    Rows block[A_BLOCKS];
+
+    // By all warps of the producer.
+    __device__ __forceinline__ TileRows(const LceArgs& a, Ring& ring, u32 first_row, u32 rows) : block{{a, first_row, rows}, {a, first_row + SIDE, rows}} {
+        if (!block[0].gathered && !block[1].gathered) return;
+        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);       // the tile before has been gathered
+        ring.token[threadIdx.x] = Rows::token_or_last(a, first_row + threadIdx.x, rows);
+        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
+    }
+};
+static_assert(A_BLOCKS == 2 && ROWS == WARPGROUP, "a row a thread");
+
+// A step of a tile of G: E [rows, D], C [classes, D].
+template <u32 CLUSTER> __device__ __forceinline__ void load_gradient_step(
+    const LceHopperArgs& a, u32 first_class, const Item& item, const TileRows& rows, Ring& ring, const Cursor& at, u32 step, u32 rank
 ) {
     constexpr u32 PART = B_BLOCKS / CLUSTER;
-    const u32 lane = threadIdx.x % 32, first = rank * PART, b = first + lane, in_table = step % LOOKED_UP;
-    u64* full = &ring.full[stage];
-    static_assert(A_BLOCKS == 2, "blocks of a tile's rows");
-    const u32 blocks = item.kind == GRADIENT_TILE ? rows.is_gathered(0) + rows.is_gathered(1)
-                     : item.kind == D_CLASSIFIER && rows.is_gathered(in_table) ? B_BLOCKS : 0;      // that are gathered
-    if (blocks == 0) expect(ring, stage, STAGE_BYTES);
-
-    if (item.kind == GRADIENT_TILE) {        // E [rows, D], C [classes, D]
-        if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
+    const u32 lane = threadIdx.x % 32, b = rank * PART + lane;
+    u64* full = &ring.full[at.stage];
+    const bool gathers[A_BLOCKS] = {rows.block[0].gathered, rows.block[1].gathered};
+    const u32 gathered = gathers[0] + gathers[1];
+    begin_stage<CLUSTER>(ring, at, item);
+    if (gathered == 0) expect(ring, at.stage, STAGE_BYTES);
+    if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
+#pragma unroll
+    for (u32 k = 0; k < A_BLOCKS; ++k)
+        if (lane == 0 && !gathers[k]) load_box<1>(ring.a[at.stage][k], &a.embeddings, full, step * SIDE, rows.block[k].first_token);
+    if (gathered == 0) return;
 #pragma unroll 1
-        for (u32 k = 0; k < A_BLOCKS; ++k) {
-            const u32 token = rows.token_of_block(k);
-            if (rows.is_gathered(k)) hopper::gather_rows<SIDE, 1>(a.args.problem, ring.a[stage][k], ring.token + k * SIDE, step * SIDE);
-            else if (lane == 0) load_box<1>(ring.a[stage][k], &a.embeddings, full, step * SIDE, token);
-        }
-    } else if (item.kind == D_EMBEDDINGS) {  // G [rows, classes], C [classes, D]
+    for (u32 k = 0; k < A_BLOCKS; ++k)
+        if (k == 0 ? gathers[0] : gathers[1]) hopper::gather_rows<SIDE, 1>(a.args.problem, ring.a[at.stage][k], ring.token + k * SIDE, step * SIDE);
+    hopper::hand_on(full, STAGE_BYTES - gathered * BYTES);
+}
+
+// A step of a tile of dE: G [rows, classes], C [classes, D]; or of dC: G [rows, classes], E [rows, D].
+template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
+    const LceHopperArgs& a, const Work& work, u32 first_class, const Item& item, Ring& ring, const Cursor& at, u32 step, u32 rank
+) {
+    constexpr u32 PART = B_BLOCKS / CLUSTER;
+    const u32 lane = threadIdx.x % 32, b = rank * PART + lane, column = item.column * COLUMNS, first_row = step * SIDE;
+    u64* full = &ring.full[at.stage];
+    if (item.kind == D_EMBEDDINGS) {
         const u32 tile = CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1);
-        if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.classifier, full, item.column * COLUMNS + b * SIDE, first_class + step * SIDE);
-        if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
-    } else {                                 // G [rows, classes], E [rows, D]
-        const u32 token = rows.token_of_block(in_table);
-        if (lane < A_BLOCKS) prim::bulk_load(ring.a[stage][lane], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane), BYTES, full);
-        if (blocks > 0) hopper::gather_rows<SIDE, B_BLOCKS>(a.args.problem, ring.b[stage][0], ring.token + in_table * SIDE, item.column * COLUMNS);
-        else if (lane < PART) load_box<CLUSTER>(ring.b[stage][b], &a.embeddings, full, item.column * COLUMNS + b * SIDE, token);
+        begin_stage<CLUSTER>(ring, at, item);
+        expect(ring, at.stage, STAGE_BYTES);
+        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, column + b * SIDE, first_class + step * SIDE);
+        if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
+        return;
     }
-    if (blocks > 0) gathered.follow(ring.full, stage, STAGE_BYTES - blocks * BYTES);
-    else gathered.hand_on<0>(ring.full);
+    const Rows rows(a.args, first_row, work.rows);       // before the wait: two dependent loads, and those of the table
+    u32* table = ring.token + at.stage * SIDE;
+    if (rows.gathered) {
+        for (u32 row = lane; row < SIDE; row += 32) table[row] = Rows::token_or_last(a.args, first_row + row, work.rows);
+    }
+    begin_stage<CLUSTER>(ring, at, item);
+    if (!rows.gathered) expect(ring, at.stage, STAGE_BYTES);
+    if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane), BYTES, full);
+    if (!rows.gathered) {
+        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.embeddings, full, column + b * SIDE, rows.first_token);
+        return;
+    }
+    // What is gathered is this block's alone: all of B.
+    hopper::gather_rows<SIDE, B_BLOCKS>(a.args.problem, ring.b[at.stage][0], table, column);
+    hopper::hand_on(full, A_BLOCKS * BYTES);
 }
 
 // drawn: items that all blocks together have drawn before this phase.
@@ -93,25 +128,30 @@ template <u32 CLUSTER>
 __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 first_tile, u32 phase, u32 drawn, u32 rank, Cursor& at) {
     const Work& work = smem.work;
     Ring& ring = smem.ring;
-    u32* counter = a.args.backward.barrier + 2;
-    Gathered gathered;
-    for (u32 dealt = blockIdx.x / CLUSTER;; dealt += gridDim.x / CLUSTER) {
-        const u32 index = CLUSTER > 1 ? dealt : prim::shfl_idx(threadIdx.x == 0 ? prim::atomic_add(counter, 1u) - drawn : 0, 0);
+    const u32 warp = threadIdx.x / 32;
+    for (u32 turn = 0;; ++turn) {
+        u32 index = blockIdx.x / CLUSTER + turn * (gridDim.x / CLUSTER);
+        if constexpr (CLUSTER == 1) {
+            u32& next = smem.drawn[turn % 2];
+            if (threadIdx.x == 0) next = prim::atomic_add(a.args.backward.barrier + 2, 1u) - drawn;
+            prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
+            index = next;
+        }
         const Item item = own_item<CLUSTER>(a.args.problem, work, chunk_of(a.args.problem, work, first_tile), phase, index, rank);
         if (item.steps == 0) {               // nothing to load
-            begin_stage<CLUSTER>(ring, gathered, at, item);
-            gathered.hand_on<0>(ring.full);
-            expect(ring, at.stage, 0);
+            if (at.stage == warp) {
+                begin_stage<CLUSTER>(ring, at, item);
+                expect(ring, at.stage, 0);
+            }
             at.advance();
             if (item.kind == NONE_LEFT) return;
-            continue;
-        }
-        Rows rows(a.args, ring, item.kind == GRADIENT_TILE ? item.row * ROWS : item.kind == D_CLASSIFIER ? 0 : work.rows, work.rows);
-        for (u32 step = 0; step < item.steps; ++step, at.advance()) {
-            begin_stage<CLUSTER>(ring, gathered, at, item);
-            load_step<CLUSTER>(a, work, first_tile * COLUMNS, item, rows, ring, gathered, at.stage, step, rank);
-            // The next four steps' while the ring is full: two dependent loads.
-            if (item.kind == D_CLASSIFIER && step % LOOKED_UP == LOOKED_UP - 1) rows = Rows(a.args, ring, (step + 1) * SIDE, work.rows);
+        } else if (phase == GRADIENTS) {
+            const TileRows rows(a.args, ring, item.row * ROWS, work.rows);
+            for (u32 step = 0; step < item.steps; ++step, at.advance())
+                if (at.stage == warp) load_gradient_step<CLUSTER>(a, first_tile * COLUMNS, item, rows, ring, at, step, rank);
+        } else {
+            for (u32 step = 0; step < item.steps; ++step, at.advance())
+                if (at.stage == warp) load_product_step<CLUSTER>(a, work, first_tile * COLUMNS, item, ring, at, step, rank);
         }
     }
 }
@@ -490,7 +530,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void run(const LceHop
     if (threadIdx.x < WARPGROUP) {
         prim::setmaxnreg_dec<72>();
         for_each_phase<CLUSTER>(a.args, smem.work, [&](u32 first_tile, u32 phase, u32 drawn) {
-            if (threadIdx.x < 32) produce<CLUSTER>(a, smem, first_tile, phase, drawn, rank, at);
+            produce<CLUSTER>(a, smem, first_tile, phase, drawn, rank, at);
         });
     } else {
         prim::setmaxnreg_inc<216>();

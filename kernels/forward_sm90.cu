@@ -1,7 +1,7 @@
 // The forward on Hopper: blocks that stay take 128 rows past shares of the vocabulary, tile by tile; the logits never leave the
 // registers of the warpgroup that multiplied them.
 //
-//   warpgroup 0     producer: one warp keeps the ring of stages filled, across tiles and items
+//   warpgroup 0     producer: each warp keeps a stage of the ring filled, across tiles and items
 //   warpgroup 1, 2  consumers: 64 rows each of the same tile; products, then its epilogue, by itself
 //
 // Consumer 1 starts `lead` steps behind consumer 0, so that one's epilogue falls into the other's products: products of either
@@ -106,12 +106,10 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void forward(const Lc
     // Registers: 168 x 384 at the launch, 56 x 128 + 224 x 256 from here on.
     if (threadIdx.x < WARPGROUP) {
         prim::setmaxnreg_dec<56>();
-        if (threadIdx.x < 32) {
-            Cursor at;
-            schedule.for_each_item([&](const Item& item) {
-                load_tiles<CLUSTER>(a, smem.ring, at, rank, row_block_of<CLUSTER>(a.args, item, rank), item.first_tile, item.end_tile);
-            });
-        }
+        Cursor at;
+        schedule.for_each_item([&](const Item& item) {
+            load_tiles<CLUSTER>(a, smem.ring, at, rank, row_block_of<CLUSTER>(a.args, item, rank), item.first_tile, item.end_tile);
+        });
     } else {
         prim::setmaxnreg_inc<224>();
         consume<T, CLUSTER>(a.args, smem, schedule, rank, a.lead);

@@ -1,5 +1,5 @@
 // Products of any two row-major matrices on Hopper, whichever of their dimensions is summed over: everything comes in blocks of 64 x 64
-// elements. One warp feeds a ring of shared-memory stages through the copy engine, two warpgroups multiply with wgmma.
+// elements. A warp a stage feeds a ring in shared memory, through the copy engine where it can, two warpgroups multiply with wgmma.
 //
 //     stage    A  blocks 0, 1        128 rows of the product: block w is consumer w's
 //              B  blocks 2 .. 5      256 columns of the product
@@ -18,7 +18,6 @@
 
 namespace blocks {
 
-using hopper::Gathered;
 using prim::Major;
 using prim::u8;
 
@@ -31,7 +30,6 @@ constexpr u32 STAGES = 4;
 constexpr u32 STAGE_BYTES = (A_BLOCKS + B_BLOCKS) * BYTES;
 constexpr u32 CONSUMERS = 2, WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr u32 ACCUMULATORS = COLUMNS / 2;    // of a thread
-constexpr u32 LOOKED_UP = 4;                 // blocks of rows of E that the producer looks up at once
 static_assert(SIDE == SM90_TILE_D && COLUMNS == SM90_TILE_V, "a box of the tensor maps is a block");
 
 struct Item { u32 kind, row, column, steps; };   // of a list of work: the kernel's kind, the product's tile, the steps of its sum
@@ -40,7 +38,7 @@ struct Ring {
     alignas(1024) u8 a[STAGES][A_BLOCKS][BYTES];
     alignas(1024) u8 b[STAGES][B_BLOCKS][BYTES];
     Item item[STAGES];                       // that this stage is of
-    alignas(16) u32 token[LOOKED_UP * SIDE]; // of rows that are gathered; of the producer alone
+    alignas(16) u32 token[STAGES * SIDE];    // of rows that are gathered, of the producer alone: a block a warp, or a tile for all
     u64 full[STAGES], empty[STAGES];
 };
 
@@ -61,47 +59,37 @@ template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
     prim::fence_mbarrier_init();
 }
 
-// ---- producer: a warp -------------------------------------------------------------------------------------------------------
+// ---- producer: a warp a stage -------------------------------------------------------------------------------------------------
+static_assert(STAGES == WARPGROUP / 32 && ROWS <= STAGES * SIDE, "warps of the producer, rows of a tile");
+
 template <u32 CLUSTER> __device__ __forceinline__ void load_box(u8* to, const prim::TensorMap* map, u64* full, u32 x, u32 y) {
     if constexpr (CLUSTER == 1) prim::tma_load_2d(to, map, full, int(x), int(y), prim::L2::Normal);
     else prim::tma_load_2d_multicast(to, map, full, int(x), int(y), prim::u16((1u << CLUSTER) - 1), prim::L2::Normal);
 }
 
-// LOOKED_UP blocks of 64 exact rows, which a warp loads from E. Where a block's tokens follow one another it is one box, else its rows are
-// gathered. Rows that do not exist are summed over, times zero: they are the last row once more, or zeros outside of E, but no other
-// token's, which may be infinite.
+// A block of exact rows. Where their tokens follow one another E's rows are one box, else they are gathered. Rows that do not exist are summed
+// over, times zero: they are the last row once more, or zeros outside of E, but no other token's, which may be infinite.
 struct Rows {
-    u32 first_token;                         // of block `lane`
-    u32 gathered;                            // bit b: block b is; the same in all lanes
+    u32 first_token;
+    bool gathered;
 
-    // Blocks from first_row on, of `rows` exact rows, by the whole warp.
-    __device__ __forceinline__ Rows(const LceArgs& a, Ring& ring, u32 first_row, u32 rows) {
-        const u32 lane = threadIdx.x % 32, first = first_row + lane * SIDE;
-        const u32 count = lane >= LOOKED_UP || first >= rows ? 0 : rows - first < SIDE ? rows - first : SIDE;
-        first_token = count > 0 ? token_of(a, first, rows) : a.problem.tokens;
-        const u32 end = count > 0 ? token_of(a, first + count - 1, rows) + 1 : a.problem.tokens;
-        gathered = prim::ballot(end - first_token != count || (count < SIDE && end != a.problem.tokens));
-        if (gathered == 0) return;
-        prim::syncwarp();                    // the table has been read
-        for (u32 row = lane; row < LOOKED_UP * SIDE; row += 32) {
-            const u32 wanted = first_row + row;
-            ring.token[row] = token_of(a, wanted < rows ? wanted : rows - 1, rows);
-        }
-        prim::syncwarp();
+    // From first_row on, of `rows` exact rows; the same in every thread.
+    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows) {
+        const u32 count = first_row >= rows ? 0 : rows - first_row < SIDE ? rows - first_row : SIDE;
+        first_token = count > 0 ? token_of(a, first_row, rows) : a.problem.tokens;
+        const u32 end = count > 0 ? token_of(a, first_row + count - 1, rows) + 1 : a.problem.tokens;
+        gathered = end - first_token != count || (count < SIDE && end != a.problem.tokens);
     }
     // Exact rows ascend: where every token is one, each is its own.
     static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row, u32 rows) {
         return rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[row]];
     }
-
-    __device__ __forceinline__ bool is_gathered(u32 block) const { return gathered >> block & 1; }
-
-    __device__ __forceinline__ u32 token_of_block(u32 block) const { return prim::shfl_idx(first_token, int(block)); }   // by the whole warp
+    // Of a row that is gathered.
+    static __device__ __forceinline__ u32 token_or_last(const LceArgs& a, u32 row, u32 rows) { return token_of(a, row < rows ? row : rows - 1, rows); }
 };
 
-// Waits for the stage, by the whole warp.
-template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, Gathered& gathered, const Cursor& at, const Item& item) {
-    gathered.before_wait(ring.full, &ring.empty[at.stage], at.parity ^ 1);
+// Waits for the warp's stage, by the whole warp.
+template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item) {
     if (threadIdx.x % 32 == 0) {
         if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
         else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);

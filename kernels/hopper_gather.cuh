@@ -3,8 +3,8 @@
 //
 //     block    rows of 128 bytes (64 columns) at a multiple of 1024 bytes, 16-byte chunk c of row r in place c ^ (r % 8)
 //
-// Per step of 128 rows that is 32 copies a lane, some 300 instructions, beside 1024 cycles of products. A stage is handed to the consumers when
-// the copies of the next have been issued, so that those of two are in flight, or as soon as it is there if the next is still being read.
+// Each of the producer's four warps fills a stage of its own: a step of 128 rows is 32 copies a lane, some 300 instructions, and may take four
+// times the 1024 cycles of its products.
 #pragma once
 
 #include "abi_sm90.h"
@@ -46,35 +46,14 @@ template <u32 ROWS, u32 BLOCKS> __device__ __forceinline__ void gather_rows(cons
     for (u32 k = 0; k < BLOCKS; ++k) copy_rows<ROWS, 1, false>(p, to + k * (ROWS * 128), token, first_column + k * SM90_TILE_D);
 }
 
-// A stage that the warp has gathered into, and not handed on yet.
-struct Gathered {
-    u32 stage = NONE;
-    u32 bytes = 0;                           // that the copy engine brings besides
-
-    // Hands it on, when no more than YOUNGER stages' copies are in flight. The copies are ordinary writes to wgmma: every lane's need a fence.
-    template <int YOUNGER> __device__ __forceinline__ void hand_on(prim::u64* full) {
-        if (stage == NONE) return;
-        prim::cp_async_wait<YOUNGER>();
-        prim::fence_proxy_async();
-        prim::syncwarp();
-        if (threadIdx.x % 32 == 0) prim::mbarrier_arrive_expect_tx(&full[stage], bytes);
-        stage = NONE;
-    }
-
-    // Before the warp waits until the next stage is empty: it does not let the consumers wait so long.
-    __device__ __forceinline__ void before_wait(prim::u64* full, prim::u64* empty, u32 parity) {
-        if (stage == NONE) return;
-        const bool is_empty = prim::shfl_idx(threadIdx.x % 32 == 0 ? prim::mbarrier_test(empty, parity) : 0, 0);
-        if (!is_empty) hand_on<0>(full);
-    }
-
-    // Takes note of a stage whose copies have all been issued, and hands on the one before.
-    __device__ __forceinline__ void follow(prim::u64* full, u32 next, u32 bytes_besides) {
-        prim::cp_async_commit();
-        hand_on<1>(full);
-        stage = next;
-        bytes = bytes_besides;
-    }
-};
+// When the warp has gathered: to the consumers, who also wait for `bytes` of the copy engine, some of which may have come. The copies are ordinary
+// writes to wgmma: every lane's need a fence.
+__device__ __forceinline__ void hand_on(prim::u64* full, u32 bytes) {
+    prim::cp_async_commit();
+    prim::cp_async_wait<0>();
+    prim::fence_proxy_async();
+    prim::syncwarp();
+    if (threadIdx.x % 32 == 0) prim::mbarrier_arrive_expect_tx(full, bytes);
+}
 
 }  // namespace hopper

@@ -1,4 +1,4 @@
-// Tiles of E·Cᵀ on Hopper: one warp feeds a ring of shared-memory stages, through the copy engine where it can, two warpgroups
+// Tiles of E·Cᵀ on Hopper: a warp a stage feeds a ring in shared memory, through the copy engine where it can, two warpgroups
 // multiply with wgmma. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
 //
 //        256 classes               stage: 128 + 256 rows of 128 bytes, each operand K-major under the 128-byte swizzle:
@@ -34,7 +34,7 @@ constexpr u32 MMA_V = TILE_V / 8;            // groups of 8 classes
 struct Ring {
     alignas(1024) u8 rows[STAGES][BLOCK_N * ROW_BYTES];
     alignas(1024) u8 classes[STAGES][TILE_V * ROW_BYTES];
-    alignas(16) u32 token[BLOCK_N];          // of each row, where they are gathered; of the producer alone
+    alignas(16) u32 token[STAGES][BLOCK_N];  // of each row, where they are gathered; of the stage's warp alone
     u64 full[STAGES], empty[STAGES];
 };
 
@@ -55,7 +55,9 @@ template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
     prim::fence_mbarrier_init();
 }
 
-// ---- producer: a warp -----------------------------------------------------------------------------------------------
+// ---- producer: a warp a stage ------------------------------------------------------------------------------------------
+static_assert(STAGES == WARPGROUP / 32, "warps of the producer");
+
 // The rows of a tile are the next 128 tokens that are not ignored. Mostly these follow one another: one box. Otherwise the warp gathers them.
 // Rows that are not there are masked: a box has what follows, outside of E zeros, and what is gathered the last row again.
 struct TileRows {
@@ -70,44 +72,43 @@ struct TileRows {
         gathered = rows > 0 && token[rows - 1] - first_token != rows - 1;      // tokens ascend
         if (!gathered) return;
         prim::syncwarp();                    // the tile before has been read
-        for (u32 row = threadIdx.x; row < BLOCK_N; row += 32) table[row] = token[smaller(row, rows - 1)];
+        for (u32 row = threadIdx.x % 32; row < BLOCK_N; row += 32) table[row] = token[smaller(row, rows - 1)];
         prim::syncwarp();
     }
 };
 
-// All steps of tiles [first_tile, end_tile). rank: of the block in its cluster.
+// Those of all steps of tiles [first_tile, end_tile) that fall on the warp's stage. rank: of the block in its cluster.
 template <u32 CLUSTER>
 __device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, Cursor& at, u32 rank, u32 row_block, u32 first_tile, u32 end_tile) {
     const u32 steps = div_up(a.args.problem.hidden, TILE_D);
-    const TileRows rows(a.args, ring.token, row_block);
-    Gathered gathered;
+    const u32 warp = threadIdx.x / 32;
+    u64* full = &ring.full[warp];
+    const TileRows rows(a.args, ring.token[warp], row_block);
     for (u32 tile = first_tile; tile < end_tile; ++tile) {
         for (u32 step = 0; step < steps; ++step, at.advance()) {
-            u64* full = &ring.full[at.stage];
-            gathered.before_wait(ring.full, &ring.empty[at.stage], at.parity ^ 1);
-            if (threadIdx.x == 0) {
+            if (at.stage != warp) continue;
+            if (threadIdx.x % 32 == 0) {
                 const int column = int(step * TILE_D);
-                if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
-                else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
+                if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[warp], at.parity ^ 1);
+                else prim::mbarrier_wait_cluster(&ring.empty[warp], at.parity ^ 1);
                 if (!rows.gathered) {
                     prim::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
-                    prim::tma_load_2d(ring.rows[at.stage], &a.embeddings, full, column, int(rows.first_token), prim::L2::EvictLast);
+                    prim::tma_load_2d(ring.rows[warp], &a.embeddings, full, column, int(rows.first_token), prim::L2::EvictLast);
                 }
                 // Each block of a cluster loads its part of C, into all blocks.
                 for (u32 part = rank; part < TILE_V / CLASS_BOX; part += CLUSTER) {
-                    u8* to = &ring.classes[at.stage][part * CLASS_BOX * ROW_BYTES];
+                    u8* to = &ring.classes[warp][part * CLASS_BOX * ROW_BYTES];
                     const int first_class = int(tile * TILE_V + part * CLASS_BOX);
                     if constexpr (CLUSTER == 1) prim::tma_load_2d(to, &a.classifier, full, column, first_class, prim::L2::EvictFirst);
                     else prim::tma_load_2d_multicast(to, &a.classifier, full, column, first_class, prim::u16((1u << CLUSTER) - 1), prim::L2::EvictFirst);
                 }
             }
-            if (!rows.gathered) continue;
             prim::syncwarp();                // the stage is empty
-            gather_rows<BLOCK_N, 1>(a.args.problem, ring.rows[at.stage], ring.token, step * TILE_D);
-            gathered.follow(ring.full, at.stage, TILE_V * ROW_BYTES);
+            if (!rows.gathered) continue;
+            gather_rows<BLOCK_N, 1>(a.args.problem, ring.rows[warp], ring.token[warp], step * TILE_D);
+            hand_on(full, TILE_V * ROW_BYTES);
         }
     }
-    gathered.hand_on<0>(ring.full);
 }
 
 // ---- consumers --------------------------------------------------------------------------------------------------------

@@ -161,7 +161,6 @@ inline void mbarrier_init(u64* b, u32 count, Site at = here()) { emu::mbarrier_i
 inline void mbarrier_arrive(u64* b, Site at = here()) { emu::mbarrier_arrive(word(b), 0, at); }
 inline void mbarrier_arrive_expect_tx(u64* b, u32 bytes, Site at = here()) { emu::mbarrier_arrive(word(b), bytes, at); }
 inline void mbarrier_wait(u64* b, u32 parity, Site at = here()) { emu::mbarrier_wait(word(b), parity, at); }
-inline bool mbarrier_test(u64* b, u32 parity, Site at = here()) { return emu::mbarrier_test(word(b), parity, at); }
 inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
 inline void fence_proxy_async_global() {}                       // not modelled

@@ -43,13 +43,12 @@ bool decode_mbarrier(Parser& P, Ins& i, Opcode& o, const Operands& x) {
                      : Exec(RUN { mbarrier_arrive_cluster(barrier_of_cluster(t, i), uint32_t(R(b)), i.k, i.at); });
         return true;
     }
-    const bool tries = o.take("try_wait");
-    if ((tries || o.take("test_wait")) && o.take("parity") && own && x.size() == 3) {
+    if (o.take("try_wait") && o.take("parity") && own && x.size() == 3) {
         i.d = P.slot(x[0]);
         P.address(i, x[1], i.a);
         i.b = P.slot(x[2]);
         i.k = of_cluster(o, "acquire");
-        i.exec = tries ? Exec(run_try_wait) : Exec(RUN { R(d) = mbarrier_test_cluster(barrier(t, i), uint32_t(R(b)), i.k, i.at); });
+        i.exec = run_try_wait;
         return true;
     }
     return false;

@@ -19,15 +19,6 @@ PRIM void mbarrier_wait(u64* bar, u32 parity) {
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
         "@!done bra again;\n\t}" ::"r"(smem_addr(bar)), "r"(parity) : "memory");
 }
-// Whether it has, without waiting.
-PRIM bool mbarrier_test(u64* bar, u32 parity) {
-    u32 done;
-    asm volatile(
-        "{\n\t.reg .pred done;\n\t"
-        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, done;\n\t}" : "=r"(done) : "r"(smem_addr(bar)), "r"(parity) : "memory");
-    return done != 0;
-}
 PRIM void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // What this thread wrote to shared memory becomes visible to TMA and wgmma; before the barrier that tells them.
 PRIM void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -55,8 +55,8 @@ kernels! {
     TARGET_LOGIT = "lce_target_logit" Types 256 0;
     BOUND = "lce_bound" One 1024 1152;
     FORWARD = "lce_forward_sm80" TypesAndAlignments 256 82560;
-    FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 214016;
-    FORWARD_HOPPER_CLUSTER = "lce_forward_sm90_cluster" HalfTypes 384 214016;
+    FORWARD_HOPPER = "lce_forward_sm90" HalfTypes 384 216064;
+    FORWARD_HOPPER_CLUSTER = "lce_forward_sm90_cluster" HalfTypes 384 216064;
     COMBINE = "lce_combine" One 256 0;
     REDUCE_LOSS = "lce_reduce_loss" One 1024 8192;
     FILTER = "lce_filter" One 1024 3712;
