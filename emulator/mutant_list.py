@@ -252,6 +252,7 @@ RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hop
 CLUSTERS = "cuda_hopper clusters_match"
 GATHER = K + "hopper_gather.cuh"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
+GAPS = "cuda_hopper clusters_of_the_exact_path/one_row_block"
 LONG = "cuda_hopper the_exact_path/runs_of_tokens,mostly_gaps"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
 PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
@@ -281,8 +282,8 @@ HOPPER = [
     mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
     mutant("exact: rows that do not exist are the tokens behind the last", BLOCKS, " || (count < SIDE && end != a.problem.tokens)", "", "exact_sm90", "cuda_hopper what_an_ignored_token"),
     mutant("exact: tokens taken for a run by their first", BLOCKS, "end - first_token != count || ", "", "exact_sm90", EDGES),
-    mutant("exact: the table of tokens written while it is read", EXACT90, "        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);       // the tile before has been gathered\n", "", "exact_sm90", PAIRS),
-    mutant("exact: the table of tokens read while it is written", EXACT90, "rows);\n        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);\n    }", "rows);\n    }", "exact_sm90", PAIRS),
+    mutant("exact: the table of tokens written while it is read", EXACT90, "        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);       // the tile before has been gathered\n", "", "exact_sm90", GAPS),
+    mutant("exact: the table of tokens read while it is written", EXACT90, "rows);\n        prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);\n    }", "rows);\n    }", "exact_sm90", GAPS),
     mutant("exact: an item drawn over the one before", EXACT90, "smem.drawn[turn % 2]", "smem.drawn[0]", "exact_sm90", LONG),
     mutant("exact: a draw read without a barrier", EXACT90, "            prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);\n            index", "            index", "exact_sm90", LONG),
     mutant("exact: gathered bytes expected of the copy engine", EXACT90, "STAGE_BYTES - gathered * BYTES", "STAGE_BYTES", "exact_sm90", EXACT),

@@ -29,7 +29,8 @@ template <class T> PRIM T* map_shared(T* p, u32 rank) {
     return reinterpret_cast<T*>(r);
 }
 // At the barrier in the same place of the shared memory of block `rank`. It hands back what wgmma or the copy engine has read, and
-// orders no plain accesses of the cluster's blocks: release at cluster scope would be a fence of the whole GPU's memory.
+// orders no plain accesses of the cluster's blocks but those whose writing wgmma has read: release at cluster scope would be a fence of the
+// whole GPU's memory.
 PRIM void mbarrier_arrive_cluster(u64* bar, u32 rank) {
     asm volatile(
         "{\n\t.reg .b32 remote;\n\t"
