@@ -18,5 +18,6 @@ struct LceHopperArgs {
     prim::TensorMap classifier;              // C [V, D], the same
     u32 sweep_blocks;                        // most row blocks that sweep the vocabulary together: their rows of E stay in L2
     u32 lead;                                // steps of consumer 1 behind consumer 0, below the stages of the ring
-    u32 padding[14];
+    u32 gather;                              // not 0: rows of E are gathered also where they follow one another
+    u32 padding[13];
 };

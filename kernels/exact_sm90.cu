@@ -60,10 +60,10 @@ struct TileRows {
     Rows block[A_BLOCKS];
 
     // By all warps of the producer.
-    __device__ __forceinline__ TileRows(const LceArgs& a, Ring& ring, u32 first_row, u32 rows) : block{{a, first_row, rows}, {a, first_row + SIDE, rows}} {
+    __device__ __forceinline__ TileRows(const LceHopperArgs& a, Ring& ring, u32 first_row, u32 rows) : block{{a, first_row, rows}, {a, first_row + SIDE, rows}} {
         if (!block[0].gathered && !block[1].gathered) return;
         prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);       // the tile before has been gathered
-        ring.token[threadIdx.x] = Rows::token_or_last(a, first_row + threadIdx.x, rows);
+        ring.token[threadIdx.x] = Rows::token_or_last(a.args, first_row + threadIdx.x, rows);
         prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
     }
 };
@@ -106,7 +106,7 @@ template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
         if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
         return;
     }
-    const Rows rows(a.args, first_row, work.rows);       // before the wait: two dependent loads, and those of the table
+    const Rows rows(a, first_row, work.rows);       // before the wait: two dependent loads, and those of the table
     u32* table = ring.token + at.stage * SIDE;
     if (rows.gathered) {
         for (u32 row = lane; row < SIDE; row += 32) table[row] = Rows::token_or_last(a.args, first_row + row, work.rows);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
             at.advance();
             if (item.kind == NONE_LEFT) return;
         } else if (phase == GRADIENTS) {
-            const TileRows rows(a.args, ring, item.row * ROWS, work.rows);
+            const TileRows rows(a, ring, item.row * ROWS, work.rows);
             for (u32 step = 0; step < item.steps; ++step, at.advance())
                 if (at.stage == warp) load_gradient_step<CLUSTER>(a, first_tile * COLUMNS, item, rows, ring, at, step, rank);
         } else {

@@ -74,11 +74,12 @@ struct Rows {
     bool gathered;
 
     // From first_row on, of `rows` exact rows; the same in every thread.
-    __device__ __forceinline__ Rows(const LceArgs& a, u32 first_row, u32 rows) {
+    __device__ __forceinline__ Rows(const LceHopperArgs& hopper, u32 first_row, u32 rows) {
+        const LceArgs& a = hopper.args;
         const u32 count = first_row >= rows ? 0 : rows - first_row < SIDE ? rows - first_row : SIDE;
         first_token = count > 0 ? token_of(a, first_row, rows) : a.problem.tokens;
         const u32 end = count > 0 ? token_of(a, first_row + count - 1, rows) + 1 : a.problem.tokens;
-        gathered = end - first_token != count || (count < SIDE && end != a.problem.tokens);
+        gathered = (hopper.gather && count > 0) || end - first_token != count || (count < SIDE && end != a.problem.tokens);
     }
     // Exact rows ascend: where every token is one, each is its own.
     static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row, u32 rows) {

@@ -64,12 +64,13 @@ struct TileRows {
     u32 first_token;                         // of a box
     bool gathered;
 
-    __device__ __forceinline__ TileRows(const LceArgs& a, u32* table, u32 row_block) {
+    __device__ __forceinline__ TileRows(const LceHopperArgs& hopper, u32* table, u32 row_block) {
+        const LceArgs& a = hopper.args;
         const u32 first_row = row_block * BLOCK_N, num_rows = a.saved.header->num_rows;
         const u32 rows = first_row < num_rows ? smaller(BLOCK_N, num_rows - first_row) : 0;
         const u32* token = a.saved.row_token + first_row;
         first_token = rows == 0 ? a.problem.tokens : token[0];
-        gathered = rows > 0 && token[rows - 1] - first_token != rows - 1;      // tokens ascend
+        gathered = rows > 0 && (hopper.gather || token[rows - 1] - first_token != rows - 1);      // tokens ascend
         if (!gathered) return;
         prim::syncwarp();                    // the tile before has been read
         for (u32 row = threadIdx.x % 32; row < BLOCK_N; row += 32) table[row] = token[smaller(row, rows - 1)];
@@ -83,7 +84,7 @@ __device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, C
     const u32 steps = div_up(a.args.problem.hidden, TILE_D);
     const u32 warp = threadIdx.x / 32;
     u64* full = &ring.full[warp];
-    const TileRows rows(a.args, ring.token[warp], row_block);
+    const TileRows rows(a, ring.token[warp], row_block);
     for (u32 tile = first_tile; tile < end_tile; ++tile) {
         for (u32 step = 0; step < steps; ++step, at.advance()) {
             if (at.stage != warp) continue;

@@ -41,6 +41,12 @@ fn tuned(cluster: bool, lead: u32) -> KernelChoice {
     KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { cluster: Some(cluster), lead, ..Tuning::default() } }
 }
 
+/// All rows of E gathered, by blocks alone.
+fn gathering(lead: u32) -> KernelChoice {
+    let choice = tuned(false, lead);
+    KernelChoice { tuning: Tuning { gather: true, ..choice.tuning }, ..choice }
+}
+
 /// Shapes at the edges of the exact path: several tiles of rows, of classes and of D, each with a ragged last one; tokens that
 /// follow one another, with gaps, and hardly any; an odd D.
 fn of_the_exact_path() -> Vec<Case> {
@@ -111,7 +117,7 @@ fn check(cases: &[Case], tunings: &[KernelChoice], filters: &[GradientFilter], k
 #[test]
 fn the_hopper_forward_matches_the_oracle_under_every_schedule_and_tuning() {
     // Five, so that each meets every filter, order and asynchrony.
-    let tunings = [KernelFamily::Hopper.into(), tuned(true, 2), tuned(true, 0), tuned(false, 2), tuned(true, 3)];
+    let tunings = [KernelFamily::Hopper.into(), tuned(true, 2), tuned(true, 0), gathering(2), tuned(true, 3)];
     let [alone, clusters] = ["lce_forward_sm90", "lce_forward_sm90_cluster"];
     let kernels = [alone, clusters].map(|kernel| [format!("{kernel}_bf16"), format!("{kernel}_f16")]).concat();
     let kernels: Vec<&str> = kernels.iter().map(String::as_str).collect();
@@ -142,11 +148,11 @@ fn clusters_match_the_oracle_where_row_blocks_and_tiles_do_not_divide() {
 #[test]
 fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
     // A chunk of 0 MiB is one tile of classes.
-    let tuning = |(lead, chunk_mib)| KernelChoice {
+    let tuning = |(lead, chunk_mib, gather)| KernelChoice {
         family: KernelFamily::Hopper,
-        tuning: Tuning { lead, chunk_mib, ..Tuning::default() },
+        tuning: Tuning { lead, chunk_mib, gather, ..Tuning::default() },
     };
-    let tunings = [(2, 0), (0, 64), (3, 0), (1, 0)].map(tuning);
+    let tunings = [(2, 0, false), (0, 64, false), (3, 0, true), (1, 0, false)].map(tuning);
     let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
     check(&of_every_backend(), &tunings, &[GradientFilter::Exact], &kernels);
     check(&of_the_exact_path(), &tunings, &[GradientFilter::Exact], &kernels);

@@ -3,7 +3,7 @@
 
 use super::abi::LceArgs;
 use super::module::driver;
-use crate::plan::{Kernel, LaunchPlan};
+use crate::plan::{Kernel, LaunchPlan, Tuning};
 use crate::{DType, Result};
 use cudarc::driver::{DeviceRepr, sys};
 
@@ -30,7 +30,8 @@ pub(super) struct LceHopperArgs {
     maps: TensorMaps,
     sweep_blocks: u32,
     lead: u32,
-    padding: [u32; 14],
+    gather: u32,
+    padding: [u32; 13],
 }
 
 // SAFETY: plain data, laid out as the kernel declares it.
@@ -57,8 +58,8 @@ impl TensorMaps {
 
 impl LceHopperArgs {
     pub fn new(args: LceArgs, plan: &LaunchPlan, maps: TensorMaps) -> Self {
-        let lead = plan.workload.kernels.tuning.lead;
-        LceHopperArgs { args, maps, sweep_blocks: plan.sweep_blocks, lead, padding: [0; 14] }
+        let Tuning { lead, gather, .. } = plan.workload.kernels.tuning;
+        LceHopperArgs { args, maps, sweep_blocks: plan.sweep_blocks, lead, gather: gather.into(), padding: [0; 13] }
     }
 }
 
@@ -108,6 +109,7 @@ mod tests {
         assert_eq!(offset_of!(TensorMaps, classifier), 128);
         assert_eq!(offset_of!(LceHopperArgs, sweep_blocks), maps + 2 * 128);
         assert_eq!(offset_of!(LceHopperArgs, lead), maps + 2 * 128 + 4);
+        assert_eq!(offset_of!(LceHopperArgs, gather), maps + 2 * 128 + 8);
         assert_eq!(size_of::<LceHopperArgs>(), maps + 3 * 128 - 64);
         assert!(size_of::<LceHopperArgs>() <= 4096, "the most that a launch's arguments may take before CUDA 12.1");
     }

@@ -38,6 +38,8 @@ pub struct Tuning {
     /// Hopper: `sweep=80`, percent of the last cache that the rows of E of a sweep over the classifier may take; the classifier streams
     /// through the rest. The cache is two halves, and a row that multiprocessors of both read may be in either: 40 would be safe.
     pub sweep: u32,
+    /// Hopper: `gather=on`, rows of E gathered by 16 bytes also where the copy engine could fetch them, as it is where tokens between are ignored.
+    pub gather: bool,
     /// `tiles=auto`, `off` or `all`: what the sparse gradients multiply, in 16-bit types, in place of gathering it.
     pub tiles: Tiles,
 }
@@ -61,7 +63,7 @@ impl Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { cluster: None, lead: 2, chunk_mib: 64, sweep: 80, tiles: Tiles::WhereFaster }
+        Tuning { cluster: None, lead: 2, chunk_mib: 64, sweep: 80, gather: false, tiles: Tiles::WhereFaster }
     }
 }
 
@@ -82,8 +84,7 @@ impl FromStr for KernelChoice {
             "portable" => KernelFamily::Portable,
             "hopper" => KernelFamily::Hopper,
             _ => {
-                let settings =
-                    "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT";
+                let settings = "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, gather=on|off";
                 return Err(format!("`{text}` is none of auto, portable, hopper, with or without :{settings}"));
             }
         };
@@ -118,8 +119,10 @@ fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), S
                 return Err(format!("`{setting}`: a sweep is 1 to 100 percent"));
             }
         }
+        Some(("gather", "on")) if hopper => tuning.gather = true,
+        Some(("gather", "off")) if hopper => tuning.gather = false,
         _ if hopper => {
-            let settings = "cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, tiles=auto|off|all";
+            let settings = "cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, gather=on|off, tiles=auto|off|all";
             return Err(format!("`{setting}` is none of {settings}"));
         }
         _ => return Err(format!("`{setting}` is not tiles=auto|off|all; other settings are for hopper")),
@@ -140,13 +143,14 @@ impl fmt::Display for KernelFamily {
 impl fmt::Display for KernelChoice {
     /// What is not as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Tuning { cluster, lead, chunk_mib, sweep, tiles }, default) = (self.tuning, Tuning::default());
+        let (Tuning { cluster, lead, chunk_mib, sweep, gather, tiles }, default) = (self.tuning, Tuning::default());
         write!(f, "{}", self.family)?;
         let settings = [
             cluster.map(|on| format!("cluster={}", if on { "on" } else { "off" })),
             (lead != default.lead).then(|| format!("lead={lead}")),
             (chunk_mib != default.chunk_mib).then(|| format!("chunk={chunk_mib}")),
             (sweep != default.sweep).then(|| format!("sweep={sweep}")),
+            gather.then(|| "gather=on".to_string()),
             (tiles != default.tiles).then(|| if tiles == Tiles::Off { "tiles=off".into() } else { "tiles=all".into() }),
         ];
         for (index, setting) in settings.into_iter().flatten().enumerate() {
@@ -166,7 +170,7 @@ mod tests {
             KernelChoice { family: KernelFamily::Hopper, tuning: Tuning { cluster: Some(true), ..Tuning::default() } };
         let tuning = |cluster, lead, chunk_mib| KernelChoice {
             family: KernelFamily::Hopper,
-            tuning: Tuning { cluster, lead, chunk_mib, sweep: chunk_mib + 1, ..Tuning::default() },
+            tuning: Tuning { cluster, lead, chunk_mib, sweep: chunk_mib + 1, gather: lead == 3, ..Tuning::default() },
         };
         let [some, others] = [tuning(Some(false), 3, 64), tuning(None, 0, 7)];
         let mut all = vec![some, others];
@@ -189,6 +193,8 @@ mod tests {
             "hopper:chunk=x",
             "hopper:sweep=0",
             "hopper:sweep=101",
+            "hopper:gather",
+            "auto:gather=on",
             "portable:lead=1",
             "auto:cluster=on",
             "auto:tiles",

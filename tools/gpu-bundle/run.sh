@@ -172,10 +172,10 @@ bench() {
 tune() {
     local forward=(bench --backend cuda --methods evaluation,unbiased) exact=(bench --backend cuda --methods exact)
     local sparse=(bench --backend cuda --methods unbiased --kernels auto --kernels auto:tiles=off) kernels shapes
-    for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,40}; do
+    for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,40} hopper:gather=on; do
         forward+=(--kernels "$kernels")
     done
-    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 hopper:cluster=on,lead={0,2,3} portable; do exact+=(--kernels "$kernels"); done
+    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 hopper:cluster=on,lead={0,2,3} hopper:gather=on portable; do exact+=(--kernels "$kernels"); done
     if [ $emulated = yes ]; then
         local small="--shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1"
         # shellcheck disable=SC2086
