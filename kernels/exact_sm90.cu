@@ -129,13 +129,15 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
     const Work& work = smem.work;
     Ring& ring = smem.ring;
     const u32 warp = threadIdx.x / 32;
+    const auto draw = [&](u32 turn) {
+        if (CLUSTER == 1 && threadIdx.x == 0) smem.drawn[turn % 2] = prim::atomic_add(a.args.backward.barrier + 2, 1u) - drawn;
+    };
+    draw(0);
     for (u32 turn = 0;; ++turn) {
         u32 index = blockIdx.x / CLUSTER + turn * (gridDim.x / CLUSTER);
         if constexpr (CLUSTER == 1) {
-            u32& next = smem.drawn[turn % 2];
-            if (threadIdx.x == 0) next = prim::atomic_add(a.args.backward.barrier + 2, 1u) - drawn;
             prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
-            index = next;
+            index = smem.drawn[turn % 2];
         }
         const Item item = own_item<CLUSTER>(a.args.problem, work, chunk_of(a.args.problem, work, first_tile), phase, index, rank);
         if (item.steps == 0) {               // nothing to load
@@ -145,13 +147,22 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
             }
             at.advance();
             if (item.kind == NONE_LEFT) return;
-        } else if (phase == GRADIENTS) {
+            draw(turn + 1);
+            continue;
+        }
+        // A lap before it is wanted: the memory's answer takes a step's time.
+        const u32 draws_at = item.steps < STAGES ? 0 : item.steps - STAGES;
+        if (phase == GRADIENTS) {
             const TileRows rows(a, ring, item.row * ROWS, work.rows);
-            for (u32 step = 0; step < item.steps; ++step, at.advance())
+            for (u32 step = 0; step < item.steps; ++step, at.advance()) {
+                if (step == draws_at) draw(turn + 1);
                 if (at.stage == warp) load_gradient_step<CLUSTER>(a, first_tile * COLUMNS, item, rows, ring, at, step, rank);
+            }
         } else {
-            for (u32 step = 0; step < item.steps; ++step, at.advance())
+            for (u32 step = 0; step < item.steps; ++step, at.advance()) {
+                if (step == draws_at) draw(turn + 1);
                 if (at.stage == warp) load_product_step<CLUSTER>(a, work, first_tile * COLUMNS, item, ring, at, step, rank);
+            }
         }
     }
 }

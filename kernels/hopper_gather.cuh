@@ -3,8 +3,8 @@
 //
 //     block    rows of 128 bytes (64 columns) at a multiple of 1024 bytes, 16-byte chunk c of row r in place c ^ (r % 8)
 //
-// Each of the producer's four warps fills a stage of its own: a step of 128 rows is 32 copies a lane, some 300 instructions, and may take four
-// times the 1024 cycles of its products.
+// Each of the producer's four warps fills a stage of its own, from when it is empty: a step of 128 rows is 32 copies a lane, some 300
+// instructions, beside 1024 cycles of products.
 #pragma once
 
 #include "abi_sm90.h"
