@@ -3,7 +3,7 @@
 //
 //     block    rows of 128 bytes (64 columns) at a multiple of 1024 bytes, 16-byte chunk c of row r in place c ^ (r % 8)
 //
-// Each of the producer's four warps fills a stage of its own, from when it is empty: a step of 128 rows is 32 copies a lane, some 300
+// Each of the producer's four warps fills a stage of its own, from when it is empty: a step of 128 rows is 32 copies a lane, some 350
 // instructions, beside 1024 cycles of products.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace hopper {
 
 // BLOCKS blocks of the same ROWS rows, one behind the other, by a whole warp: eight lanes to a row of E, at token[row], which is in shared
-// memory. Columns that do not exist are zeros. WHOLE: they all do, and a row is some six instructions, and one more a block.
+// memory. Columns that do not exist are zeros. WHOLE: they all do, and a row is some seven instructions, and one more for each further block.
 template <u32 ROWS, u32 BLOCKS, bool WHOLE>
 __device__ __forceinline__ void copy_rows(const LceProblem& p, prim::u8* to, const u32* token, u32 first_column) {
     static_assert(WHOLE || BLOCKS == 1, "columns of one block");

@@ -182,7 +182,7 @@ fn what_the_plan_claims_is_what_is_read_and_multiplied() {
             println!("{:.3}  {of}", global_read as f64 / claim.read as f64);
             assert_eq!((mma, wgmma), (claim.mma, claim.wgmma), "{of}");
             let repeated = repeated(&case, &plan, &entry_point, &entries);
-            assert!(!case.aligned || (claim.copied..=claim.copied + repeated).contains(&copied), "{of}");
+            assert!(!case.aligned || [claim.copied, claim.copied + repeated].contains(&copied), "{of}");
             let most = claim.read + repeated + beyond(&case, &entry_point, claim.read, &entries);
             assert!((claim.read..=most).contains(&global_read), "{of}, at most {most}");
         }
