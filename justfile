@@ -22,7 +22,7 @@ emulator-mutants *arguments:
 # what nvcc emits for the kernels, run by the emulator's interpreter of PTX (installs the pinned nvcc)
 ptx:
     EMU_PTX=$(sh emulator/ptx.sh) cargo test -p cut-cross-entropy-emulator --test kernels --test checker --test hopper --test layouts
-    EMU_PTX=$(sh emulator/ptx.sh) cargo test --test cuda_emulated --test cuda_checked --test cuda_hopper --test cuda_raised --test cuda_tiles
+    EMU_PTX=$(sh emulator/ptx.sh) cargo test --test cuda_emulated --test cuda_checked --test cuda_exact_rows --test cuda_hopper --test cuda_raised --test cuda_tiles
 
 # registers, shared memory and spills of every kernel (needs nvcc, or PyPI for it)
 check-kernels *arguments:

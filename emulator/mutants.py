@@ -41,7 +41,7 @@ def cargo():
     if library.returncode:
         sys.exit(library.stderr)
     executables = {}
-    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_hopper", "--test", "cuda_raised", "--test", "cuda_tiles", "--test", "cuda_traffic"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
+    for what in (["--features", "cuda", "--test", "cuda_checked", "--test", "cuda_exact_rows", "--test", "cuda_hopper", "--test", "cuda_raised", "--test", "cuda_tiles", "--test", "cuda_traffic"], ["-p", "cut-cross-entropy-emulator", "--test", "kernels", "--test", "checker", "--test", "hopper"]):
         built = run(["cargo", "test", "-q", "--no-run", "--message-format=json", *what])
         if built.returncode:
             sys.exit(built.stderr)

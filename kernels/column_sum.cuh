@@ -34,6 +34,13 @@ struct Order {
     u32 next;                                    // least token beyond the segment
 };
 
+// The threads that work on a list together: all of a block.
+template <u32 COUNT> struct Block {
+    static constexpr u32 THREADS = COUNT;
+    static __device__ __forceinline__ u32 thread() { return threadIdx.x; }
+    static __device__ __forceinline__ void sync() { __syncthreads(); }
+};
+
 struct List { const LceEntry* entries; u32 count; };
 
 // Without lists (all rows are exact ones) column_begin is null.
@@ -109,16 +116,16 @@ __device__ __forceinline__ void add_list(
 }
 
 // ---- popular classes ------------------------------------------------------------------------------------------------------
-// Puts the entries of tokens [begin, begin + SEGMENT) in order. Block-wide; `order` must not be in use beyond a barrier to come.
-template <u32 THREADS> __device__ __forceinline__ void order_segment(Order& order, const List& list, u32 begin) {
+// Puts the entries of tokens [begin, begin + SEGMENT) in order. By the whole team; `order` must not be in use beyond a barrier to come.
+template <class Team> __device__ __forceinline__ void order_segment(Order& order, const List& list, u32 begin) {
     static_assert(SEGMENT_WORDS == 64, "a lane counts two words");
-    __syncthreads();                             // the segment before this one has been used
-    for (u32 word = threadIdx.x; word < SEGMENT_WORDS; word += THREADS) order.bits[word] = 0;
-    if (threadIdx.x == 0) order.next = NONE;
-    __syncthreads();
+    Team::sync();                                // the segment before this one has been used
+    for (u32 word = Team::thread(); word < SEGMENT_WORDS; word += Team::THREADS) order.bits[word] = 0;
+    if (Team::thread() == 0) order.next = NONE;
+    Team::sync();
     u32 least = NONE;
 #pragma unroll 4
-    for (u32 k = threadIdx.x; k < list.count; k += THREADS) {
+    for (u32 k = Team::thread(); k < list.count; k += Team::THREADS) {
         const LceEntry entry = list.entries[k];
         const u32 at = entry.index - begin;      // tokens before the segment wrap around
         if (at < SEGMENT) {
@@ -129,9 +136,9 @@ template <u32 THREADS> __device__ __forceinline__ void order_segment(Order& orde
         }
     }
     if (least != NONE) prim::atomic_min(&order.next, least);
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        const u32 lane = threadIdx.x, low = u32(prim::popc(order.bits[2 * lane])), own = low + u32(prim::popc(order.bits[2 * lane + 1]));
+    Team::sync();
+    if (Team::thread() < 32) {
+        const u32 lane = Team::thread(), low = u32(prim::popc(order.bits[2 * lane])), own = low + u32(prim::popc(order.bits[2 * lane + 1]));
         u32 through = own;
 #pragma unroll
         for (u32 delta = 1; delta < 32; delta *= 2) {
@@ -142,12 +149,12 @@ template <u32 THREADS> __device__ __forceinline__ void order_segment(Order& orde
         order.before[2 * lane + 1] = through - own + low;
         if (lane == 31) order.count = through;
     }
-    __syncthreads();
-    for (u32 at = threadIdx.x; at < SEGMENT; at += THREADS) {
+    Team::sync();
+    for (u32 at = Team::thread(); at < SEGMENT; at += Team::THREADS) {
         const u32 word = order.bits[at / 32], bit = 1u << at % 32;
         if (word & bit) order.token[order.before[at / 32] + u32(prim::popc(word & (bit - 1)))] = prim::u16(at);
     }
-    __syncthreads();
+    Team::sync();
 }
 
 // sum += the segment's rows at `column`; group `group` of `groups` takes every groups-th batch.
@@ -179,57 +186,59 @@ __device__ __forceinline__ void add_segment(
 }
 
 // The sums of a list at columns first .. first + GROUP * VECTOR, left in `sum` of thread t < GROUP for column first + t * VECTOR, and
-// the sum of its gradients, returned to thread 0. Block-wide.
-template <class T, bool ALIGNED, u32 THREADS, u32 GROUP>
+// the sum of its gradients, returned to thread 0. By the whole team.
+template <class T, bool ALIGNED, class Team, u32 GROUP>
 __device__ __forceinline__ f64 popular_sum(float (&sum)[VECTOR<T>], Order& order, const Rows<T>& rows, const List& list, u32 first, u32 end) {
-    static_assert(THREADS * VECTOR<T> <= SEGMENT, "the groups' sums lie where the gradients were");
-    static_assert(THREADS % GROUP == 0 && THREADS <= 1024, "whole groups, a bias sum a warp");
-    constexpr u32 GROUPS = THREADS / GROUP;
-    const u32 group = threadIdx.x / GROUP, column = first + threadIdx.x % GROUP * VECTOR<T>;
+    static_assert(Team::THREADS * VECTOR<T> <= SEGMENT, "the groups' sums lie where the gradients were");
+    static_assert(Team::THREADS % GROUP == 0 && Team::THREADS <= 1024, "whole groups, a bias sum a warp");
+    constexpr u32 GROUPS = Team::THREADS / GROUP;
+    const u32 thread = Team::thread();
+    const u32 group = thread / GROUP, column = first + thread % GROUP * VECTOR<T>;
 #pragma unroll
     for (u32 i = 0; i < VECTOR<T>; ++i) sum[i] = 0.0f;
     f64 bias = 0.0;
     for (u32 begin = 0; begin != NONE; begin = order.next) {
-        order_segment<THREADS>(order, list, begin);
-        for (u32 k = threadIdx.x; k < order.count; k += THREADS) bias += f64(order.gradient[order.token[k]]);
+        order_segment<Team>(order, list, begin);
+        for (u32 k = thread; k < order.count; k += Team::THREADS) bias += f64(order.gradient[order.token[k]]);
         if (column < end) add_segment<T, ALIGNED>(sum, order, rows, begin, group, GROUPS, column, end);
     }
 
-    __syncthreads();                             // the last segment has been used
+    Team::sync();                                // the last segment has been used
 #pragma unroll
-    for (u32 i = 0; i < VECTOR<T>; ++i) order.gradient[threadIdx.x * VECTOR<T> + i] = sum[i];
+    for (u32 i = 0; i < VECTOR<T>; ++i) order.gradient[thread * VECTOR<T> + i] = sum[i];
     bias = warp_sum(bias);
-    if (threadIdx.x % 32 == 0) order.bias[threadIdx.x / 32] = bias;
-    __syncthreads();
-    if (threadIdx.x < GROUP) {
+    if (thread % 32 == 0) order.bias[thread / 32] = bias;
+    Team::sync();
+    if (thread < GROUP) {
         for (u32 other = 1; other < GROUPS; ++other)
 #pragma unroll
-            for (u32 i = 0; i < VECTOR<T>; ++i) sum[i] += order.gradient[(other * GROUP + threadIdx.x) * VECTOR<T> + i];
+            for (u32 i = 0; i < VECTOR<T>; ++i) sum[i] += order.gradient[(other * GROUP + thread) * VECTOR<T> + i];
     }
     bias = 0.0;
-    if (threadIdx.x == 0)
-        for (u32 warp = 0; warp < THREADS / 32; ++warp) bias += order.bias[warp];
+    if (thread == 0)
+        for (u32 warp = 0; warp < Team::THREADS / 32; ++warp) bias += order.bias[warp];
     return bias;
 }
 
 // ---- a tile of classes x columns, for the exact path ----------------------------------------------------------------------
 // Adds what the sparse rows give to classes first_class .. + classes at columns [begin, end), begin a multiple of 8, to `tile`
-// [classes][stride] in shared memory, and to bias[classes] in shared memory where it is not null. Block-wide; the first and the last
+// [classes][stride] in shared memory, and to bias[classes] in shared memory where it is not null. By the whole team; the first and the last
 // thing it does is a barrier.
-template <class T, bool ALIGNED, u32 THREADS>
+template <class T, bool ALIGNED, class Team>
 __device__ __forceinline__ void add_to_tile(
     const LceArgs& a, Order& order, u32 first_class, u32 classes, u32 begin, u32 end, float* tile, u32 stride, float* bias
 ) {
     const Rows<T> rows = gather::embeddings<T>(a.problem);
-    __syncthreads();
-    for (u32 c = threadIdx.x / 32; c < classes; c += THREADS / 32) {
+    const u32 thread = Team::thread();
+    Team::sync();
+    for (u32 c = thread / 32; c < classes; c += Team::THREADS / 32) {
         const List list = list_of(a, first_class + c);
         const bool dense = a.backward.spread_sum != nullptr || a.backward.spread_total != nullptr;
         if (list.count > WARP_LIST || (list.count == 0 && !dense)) continue;
         const float weight = logit_map::class_weight(a.problem, first_class + c);
         const LceEntry entry = sorted(list);
         for (u32 column0 = begin; column0 < end; column0 += 32 * VECTOR<T>) {
-            const u32 column = column0 + threadIdx.x % 32 * VECTOR<T>;
+            const u32 column = column0 + thread % 32 * VECTOR<T>;
             float sum[1][VECTOR<T>] = {};
             add_list<T, ALIGNED, 1>(sum, rows, entry, list.count, column, end);
             finish(a, sum[0], weight, column, end);
@@ -238,7 +247,7 @@ __device__ __forceinline__ void add_to_tile(
                 if (column + i < end) tile[c * stride + column + i - begin] += sum[0][i];
         }
         const f64 bias_sum = warp_sum(f64(entry.value));
-        if (bias != nullptr && threadIdx.x % 32 == 0) bias[c] += finish_bias(a, bias_sum, weight);
+        if (bias != nullptr && thread % 32 == 0) bias[c] += finish_bias(a, bias_sum, weight);
     }
 
     constexpr u32 GROUP = 128 / VECTOR<T>;
@@ -248,18 +257,18 @@ __device__ __forceinline__ void add_to_tile(
         const float weight = logit_map::class_weight(a.problem, first_class + c);
         for (u32 column0 = begin; column0 < end || column0 == begin; column0 += 128) {
             float sum[VECTOR<T>];
-            const f64 bias_sum = popular_sum<T, ALIGNED, THREADS, GROUP>(sum, order, rows, list, column0, end);
-            if (threadIdx.x < GROUP) {
-                const u32 column = column0 + threadIdx.x * VECTOR<T>;
+            const f64 bias_sum = popular_sum<T, ALIGNED, Team, GROUP>(sum, order, rows, list, column0, end);
+            if (thread < GROUP) {
+                const u32 column = column0 + thread * VECTOR<T>;
                 finish(a, sum, weight, column, end);
 #pragma unroll
                 for (u32 i = 0; i < VECTOR<T>; ++i)
                     if (column + i < end) tile[c * stride + column + i - begin] += sum[i];
             }
-            if (bias != nullptr && column0 == begin && threadIdx.x == 0) bias[c] += finish_bias(a, bias_sum, weight);
+            if (bias != nullptr && column0 == begin && thread == 0) bias[c] += finish_bias(a, bias_sum, weight);
         }
     }
-    __syncthreads();
+    Team::sync();
 }
 
 }  // namespace column_sum

@@ -48,7 +48,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void popular_classes
         const float weight = logit_map::class_weight(a.problem, class_index);
         float sum[VECTOR<T>];
         const List list = column_sum::list_of(a, class_index);
-        const f64 bias = column_sum::popular_sum<T, ALIGNED, THREADS, GROUP>(sum, order, rows, list, first, end);
+        const f64 bias = column_sum::popular_sum<T, ALIGNED, column_sum::Block<THREADS>, GROUP>(sum, order, rows, list, first, end);
         const u32 column = first + threadIdx.x * VECTOR<T>;
         if (threadIdx.x < GROUP && column < end) {
             column_sum::finish(a, sum, weight, column, end);

@@ -6,13 +6,14 @@
 //         grid barrier
 //
 // Every output element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, and a
-// column of dC is complete with its chunk, what the sparse rows give to it included. With more exact rows than accumulators
-// (exact_panel_rows) dE is done panel by panel, then dC once more with all rows: G is computed twice.
+// column of dC is complete with its chunk, what the sparse rows give to it included. With more rows than accumulators there are several
+// passes (exact_passes.cuh).
 //
 // G is stored in the input type, divided by a power of two so that |G| <= 1 (f16: 2^14), and is 0 for rows and classes of a tile that
 // do not exist: the products need no masks. The host provides round_up(X, 128) * 128 elements of workspace at least, X the number of
 // exact rows, and at least round_up(min(X, exact_panel_rows), 128) * 128 follows from it.
 #include "column_sum.cuh"
+#include "exact_passes.cuh"
 #include "gradient.cuh"
 #include "gradient_product.cuh"
 #include "gradient_scale.cuh"
@@ -61,13 +62,6 @@ struct ProductSmem {                         // phase (b)
 };
 
 // ---- which rows, which classes --------------------------------------------------------------------------------------------
-struct Pass {
-    u32 first, rows;                         // exact rows, by their position in exact_row
-    u32 row_tiles;
-    u32 width;                               // classes of a chunk and row length of G, a multiple of TILE
-    u32 d_embeddings, d_classifier, d_bias;  // 0 or 1: what this pass is for
-};
-
 struct Chunk {
     u32 first;                               // class
     u32 tiles;
@@ -83,6 +77,8 @@ struct Segment {                             // of tiles of G that the block com
 struct Work {
     gradient::Scale scale;
     Pass pass;
+    u32 row_tiles;                           // of the pass
+    u32 width;                               // classes of a chunk and row length of G, a multiple of TILE
     Chunk chunk;
     u32 segment_tiles;                       // most tiles of a segment
     Segment segment;
@@ -133,7 +129,7 @@ __device__ __forceinline__ void store_gradients(const LceArgs& a, const Smem& sm
     const LceProblem& p = a.problem;
     const GradientSmem& own = smem.gradients;
     const Segment segment = smem.work.segment;
-    const u32 first_class = tile * TILE, classes = smaller(TILE, p.vocab - first_class), width = smem.work.pass.width;
+    const u32 first_class = tile * TILE, classes = smaller(TILE, p.vocab - first_class), width = smem.work.width;
     const float down = smem.work.scale.down;
     const u32 thread = gradient_product::own_thread();
     T* to = static_cast<T*>(a.backward.exact_gradients) + u64(segment.row0) * width + (first_class - smem.work.chunk.first);
@@ -163,8 +159,8 @@ __device__ __forceinline__ void store_gradients(const LceArgs& a, const Smem& sm
 __device__ __forceinline__ Segment segment_of(const Work& work, u32 item) {
     const u32 segments = div_up(work.chunk.tiles, work.segment_tiles);
     const u32 group = item / (GROUP_ROWS * segments), in_group = item % (GROUP_ROWS * segments);
-    if (group * GROUP_ROWS >= work.pass.row_tiles) return {work.pass.rows, 0, 0, 0};   // none is left
-    const u32 height = smaller(GROUP_ROWS, work.pass.row_tiles - group * GROUP_ROWS);
+    if (group * GROUP_ROWS >= work.row_tiles) return {work.pass.rows, 0, 0, 0};   // none is left
+    const u32 height = smaller(GROUP_ROWS, work.row_tiles - group * GROUP_ROWS);
     const u32 row0 = (group * GROUP_ROWS + in_group % height) * TILE, tile = in_group / height * work.segment_tiles;
     const u32 first_tile = work.chunk.first / TILE;
     return {row0, smaller(TILE, work.pass.rows - row0), first_tile + tile,
@@ -199,7 +195,7 @@ struct Item {
 // The longest work comes first: dE sums over a chunk's classes, dC over the rows.
 __device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work) {
     const u32 column_tiles = div_up(p.hidden, TILE);
-    const u32 d_embeddings = work.pass.d_embeddings * work.pass.row_tiles * column_tiles;
+    const u32 d_embeddings = work.pass.d_embeddings * work.row_tiles * column_tiles;
     const u32 d_classifier = work.pass.d_classifier * work.chunk.tiles * column_tiles, d_bias = work.pass.d_bias * work.chunk.tiles;
     u32 at = work.item;
     if (at < d_embeddings) return {Product::D_EMBEDDINGS, at / column_tiles, at % column_tiles * TILE};
@@ -217,9 +213,9 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
         const Item item = item_of(p, work);
         const gradient_product::Right<T, gradient_product::ClassRows> right = {
             static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first, p.vocab}, item.column0, p.hidden};
-        const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.pass.width;
+        const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.width;
         const u32 steps = work.chunk.tiles * (TILE / gradient_product::STEP<T>);
-        gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.pass.width, right, steps);
+        gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.width, right, steps);
     }
     const Item item = item_of(p, work);          // again, rather than in registers meanwhile
     const float factor = work.scale.up * p.logit_scale;
@@ -255,8 +251,8 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_ti
         const gradient_product::Right<T, gradient_product::ExactTokens> right = {      // a pass for dC begins with the first row
             static_cast<const T*>(p.embeddings), p.embeddings_stride, {a.saved.exact_row, a.saved.row_token, work.pass.rows}, item.column0, p.hidden};
         const T* left = static_cast<const T*>(a.backward.exact_gradients) + item.tile * TILE;
-        const u32 steps = work.pass.row_tiles * (TILE / gradient_product::STEP<T>);
-        gradient_product::multiply<T, true, ALIGNED>(acc, smem.ring, left, work.pass.width, right, steps);
+        const u32 steps = work.row_tiles * (TILE / gradient_product::STEP<T>);
+        gradient_product::multiply<T, true, ALIGNED>(acc, smem.ring, left, work.width, right, steps);
     }
     gradient_product::stage<STAGED_STRIDE>(smem.staged, acc, work.scale.up * p.logit_scale);
 }
@@ -271,7 +267,7 @@ __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem,
     float sum[VECTOR] = {};
 #pragma unroll 4
     for (u32 r = group; r < work.pass.rows; r += GROUPS)
-        gather::add_scaled<T>(sum, 1.0f, prim::ld_global_16(from + u64(r) * work.pass.width));
+        gather::add_scaled<T>(sum, 1.0f, prim::ld_global_16(from + u64(r) * work.width));
 #pragma unroll
     for (u32 i = 0; i < VECTOR; ++i) smem.staged[group * TILE + c + i] = sum[i];
     __syncthreads();
@@ -286,7 +282,7 @@ __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem,
 // at the kernel's start and take the main loops' registers.
 template <class T, bool ALIGNED>
 __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
-    if (a.backward.column_begin == nullptr && a.backward.spread_total == nullptr) return;
+    if (!has_sparse_rows(a)) return;
     const Item item = item_of(a.problem, work);
     const bool bias = item.kind == Product::D_BIAS;
     const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
@@ -294,9 +290,9 @@ __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, Prod
     float* to_bias = bias ? smem.bias : nullptr;
     // Rows of D elements may end within a vector though they begin at multiples of 16 bytes.
     if (ALIGNED && gather::aligned(gather::embeddings<T>(a.problem)))
-        column_sum::add_to_tile<T, ALIGNED, THREADS>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
+        column_sum::add_to_tile<T, ALIGNED, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
     else
-        column_sum::add_to_tile<T, false, THREADS>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
+        column_sum::add_to_tile<T, false, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
 }
 
 __device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
@@ -336,46 +332,46 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chu
 }
 
 // ---- passes and chunks ------------------------------------------------------------------------------------------------------
-// The chunk after the present one: of the same pass, or the first of the next pass; false where there is none. By one thread.
-__device__ __forceinline__ bool next(const LceArgs& a, Work& work, bool begin) {
+__device__ __forceinline__ void begin_chunk(const LceArgs& a, Work& work, u32 first) {
     const u32 vocab_tiles = div_up(a.problem.vocab, TILE);
-    Pass& pass = work.pass;
     Chunk& chunk = work.chunk;
-    if (begin || chunk.is_last) {
-        const u32 exact_rows = a.saved.header->exact_rows, panel_rows = a.backward.exact_panel_rows;
-        const bool d_embeddings = a.d_embeddings.mode != SINK_SKIP && a.problem.hidden > 0;
-        const bool d_classifier = a.d_classifier.mode != SINK_SKIP && a.problem.hidden > 0, d_bias = a.d_bias.mode != SINK_SKIP;
-        // All at once; or panels for dE, and then one pass over all rows for dC and dbias.
-        const bool together = !d_embeddings || exact_rows <= panel_rows;
-        const u32 first = begin ? 0 : pass.first + pass.rows;                  // exact_rows: everything, or the last panel, is done
-        const bool panel = !together && first < exact_rows;
-        const bool columns = (d_classifier || d_bias) && (begin || pass.d_embeddings);
-        if (exact_rows == 0 || !(panel || (together ? begin && (d_embeddings || columns) : columns))) return false;
-        pass.first = panel ? first : 0;
-        pass.rows = panel ? smaller(panel_rows, exact_rows - first) : exact_rows;
-        pass.row_tiles = div_up(pass.rows, TILE);
-        pass.d_embeddings = d_embeddings && (panel || together);
-        pass.d_classifier = d_classifier && !panel;
-        pass.d_bias = d_bias && !panel;
-        const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(pass.row_tiles) * TILE * TILE));
-        pass.width = div_up(vocab_tiles, div_up(vocab_tiles, most_tiles)) * TILE;      // equal chunks
-        chunk.first = 0;
-    } else {
-        chunk.first += pass.width;
-    }
-    chunk.is_first = chunk.first == 0;
-    chunk.is_last = a.problem.vocab - chunk.first <= pass.width;
-    chunk.tiles = chunk.is_last ? vocab_tiles - chunk.first / TILE : pass.width / TILE;
-    work.segment_tiles = pass.row_tiles * chunk.tiles / gridDim.x >= 4 * SEGMENT_TILES ? SEGMENT_TILES : 1;    // few tiles: shared evenly
+    chunk.first = first;
+    chunk.is_first = first == 0;
+    chunk.is_last = a.problem.vocab - first <= work.width;
+    chunk.tiles = chunk.is_last ? vocab_tiles - first / TILE : work.width / TILE;
+    work.segment_tiles = work.row_tiles * chunk.tiles / gridDim.x >= 4 * SEGMENT_TILES ? SEGMENT_TILES : 1;    // few tiles: shared evenly
     work.item = blockIdx.x;
+}
+
+// The first chunk of work.pass, by one thread.
+__device__ __forceinline__ void begin_pass(const LceArgs& a, Work& work) {
+    const u32 vocab_tiles = div_up(a.problem.vocab, TILE);
+    work.row_tiles = div_up(work.pass.rows, TILE);
+    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(work.row_tiles) * TILE * TILE));
+    work.width = div_up(vocab_tiles, div_up(vocab_tiles, most_tiles)) * TILE;      // equal chunks
+    begin_chunk(a, work, 0);
+}
+
+// The chunk after the present one, of the same pass or the next; false where there is none. By one thread.
+__device__ __forceinline__ bool next(const LceArgs& a, Work& work) {
+    if (!work.chunk.is_last) {
+        begin_chunk(a, work, work.chunk.first + work.width);
+        return true;
+    }
+    if (work.pass.is_last) return false;
+    work.pass = next_pass(a, work.pass);
+    begin_pass(a, work);
     return true;
 }
 
 template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceArgs& a) {
     Smem& smem = prim::shared_memory<Smem>();
+    if (nothing_to_do(a)) return;
     if (threadIdx.x == 0) {
         smem.work.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
-        smem.work.more = next(a, smem.work, true);
+        smem.work.pass = first_pass(a);
+        smem.work.more = 1;
+        begin_pass(a, smem.work);
     }
     __syncthreads();
     while (smem.work.more) {
@@ -385,7 +381,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceAr
         grid_barrier(a.backward.barrier);
         products_of_chunk<T, ALIGNED>(a, smem.products, smem.work);
         __syncthreads();
-        if (threadIdx.x == 0) smem.work.more = next(a, smem.work, false);
+        if (threadIdx.x == 0) smem.work.more = next(a, smem.work);
         grid_barrier(a.backward.barrier);        // the products have read their G
     }
 }

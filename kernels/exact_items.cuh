@@ -1,7 +1,8 @@
-// What there is to do on the Hopper exact path: chunks of the vocabulary, in each two phases, in these items, each a tile of an output for one
-// thread block, or two tiles of the same columns for a cluster.
+// What there is to do on the Hopper exact path: in each pass chunks of the vocabulary, in each chunk two phases, in these items, each a tile of
+// an output for one thread block, or two tiles of the same columns for a cluster.
 #pragma once
 
+#include "exact_passes.cuh"
 #include "gradient_scale.cuh"
 #include "hopper_blocks.cuh"
 
@@ -15,69 +16,94 @@ enum Kind : u32 { GRADIENT_TILE, D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT }
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
 __device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 
-// ---- chunks ------------------------------------------------------------------------------------------------------------------
-// All of it; in shared memory, where it costs no registers.
-struct Work {
-    gradient::Scale scale;
-    u32 rows, row_tiles, row_units;          // exact rows; units: of a block or cluster
-    u32 vocab_tiles, chunk_tiles;            // of COLUMNS classes: in all, in a chunk
-    u32 column_tiles;                        // of COLUMNS of D
-    u32 d_embeddings, d_classifier, d_bias;  // 0 or 1
-};
-
+// ---- passes, chunks, phases ------------------------------------------------------------------------------------------------------
 struct Chunk {
     u32 first_tile, tiles;                   // of COLUMNS classes
     u32 classes;
-    bool is_first, is_last;
+    u32 is_first, is_last;                   // 0 or 1
 };
 
-template <class T, u32 CLUSTER> __device__ __forceinline__ Work work_of(const LceArgs& a) {
-    Work w;
-    w.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
-    w.rows = a.saved.header->exact_rows;
-    w.row_tiles = div_up(w.rows, ROWS);
-    w.row_units = div_up(w.row_tiles, CLUSTER);
-    w.vocab_tiles = div_up(a.problem.vocab, COLUMNS);
-    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(w.row_tiles) * ROWS * COLUMNS));
-    w.chunk_tiles = div_up(w.vocab_tiles, div_up(w.vocab_tiles, most_tiles));    // equal chunks
-    w.column_tiles = div_up(a.problem.hidden, COLUMNS);
-    w.d_embeddings = a.d_embeddings.mode != SINK_SKIP;
-    w.d_classifier = a.d_classifier.mode != SINK_SKIP;
-    w.d_bias = a.d_bias.mode != SINK_SKIP;
-    return w;
+// A phase; in shared memory, where it costs no registers.
+struct Work {
+    gradient::Scale scale;
+    exact::Pass pass;
+    u32 row_tiles, row_units;                // of the pass; units: of a block or cluster
+    u32 vocab_tiles, chunk_tiles;            // of COLUMNS classes: in all, in a chunk
+    u32 column_tiles;                        // of COLUMNS of D
+    u32 has_sparse_rows;                     // 0 or 1
+    Chunk chunk;
+    u32 phase;
+    u32 drawn;                               // items that all blocks together have drawn in the phases before
+};
+
+__device__ __forceinline__ void begin_chunk(const LceProblem& p, Work& w, u32 first_tile) {
+    const u32 tiles = smaller(w.chunk_tiles, w.vocab_tiles - first_tile);
+    w.chunk = {first_tile, tiles, smaller(tiles * COLUMNS, p.vocab - first_tile * COLUMNS), first_tile == 0, first_tile + tiles == w.vocab_tiles};
+    w.phase = GRADIENTS;
 }
 
-__device__ __forceinline__ Chunk chunk_of(const LceProblem& p, const Work& work, u32 first_tile) {
-    const u32 tiles = smaller(work.chunk_tiles, work.vocab_tiles - first_tile);
-    return {first_tile, tiles, smaller(tiles * COLUMNS, p.vocab - first_tile * COLUMNS), first_tile == 0, first_tile + tiles == work.vocab_tiles};
+template <u32 CLUSTER> __device__ __forceinline__ void begin_pass(const LceArgs& a, Work& w, const exact::Pass& pass) {
+    w.pass = pass;
+    w.row_tiles = div_up(pass.rows, ROWS);
+    w.row_units = div_up(w.row_tiles, CLUSTER);
+    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(w.row_tiles) * ROWS * COLUMNS));
+    w.chunk_tiles = div_up(w.vocab_tiles, div_up(w.vocab_tiles, most_tiles));    // equal chunks
+    begin_chunk(a.problem, w, 0);
+}
+
+template <class T, u32 CLUSTER> __device__ __forceinline__ void begin(const LceArgs& a, Work& w) {
+    w.scale = gradient::scale_of<T>(a.backward.exact_scale[0]);
+    w.vocab_tiles = div_up(a.problem.vocab, COLUMNS);
+    w.column_tiles = div_up(a.problem.hidden, COLUMNS);
+    w.has_sparse_rows = exact::has_sparse_rows(a);
+    w.drawn = 0;
+    begin_pass<CLUSTER>(a, w, exact::first_pass(a));
+}
+
+__device__ __forceinline__ bool is_last_phase(const Work& w) { return w.phase == PRODUCTS && w.chunk.is_last && w.pass.is_last; }
+
+// ---- shared memory ---------------------------------------------------------------------------------------------------------
+enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_PRODUCER = BARRIER_CONSUMER + CONSUMERS, BARRIER_BLOCK };   // named barriers
+
+struct Smem {
+    Ring ring;
+    alignas(1024) u8 staging[CONSUMERS][2][BYTES];   // blocks of G on their way out
+    Work work;
+    u32 drawn[2];                                    // items, in turn; of the producer alone
+};
+static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_exact_sm90");
+
+// Block (r, c) of the chunk's G.
+__device__ __forceinline__ u8* gradient_block(const LceArgs& a, const Work& work, u32 r, u32 c) {
+    return static_cast<u8*>(a.backward.exact_gradients) + (u64(r) * (work.chunk_tiles * B_BLOCKS) + c) * BYTES;
 }
 
 // ---- items ------------------------------------------------------------------------------------------------------------------
 // By unit: item.row is which, until own_item makes it the block's tile.
 template <u32 CLUSTER> __device__ __forceinline__ u32 class_units(const Chunk& chunk) { return div_up(chunk.classes, CLASS_TILE * CLUSTER); }
 
-template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work, const Chunk& chunk, u32 phase) {
-    if (phase == GRADIENTS) return work.row_units * chunk.tiles;
-    const u32 classes = class_units<CLUSTER>(chunk);
-    return (work.d_embeddings * work.row_units + work.d_classifier * classes) * work.column_tiles + work.d_bias * classes;
+template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work) {
+    if (work.phase == GRADIENTS) return work.row_units * work.chunk.tiles;
+    const u32 classes = class_units<CLUSTER>(work.chunk);
+    return (work.pass.d_embeddings * work.row_units + work.pass.d_classifier * classes) * work.column_tiles + work.pass.d_bias * classes;
 }
 
 // Row tiles in groups, in a group all tiles of classes, in those the group's row tiles: what the grid works on at a time is a near square.
-template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 index) {
+template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LceProblem& p, const Work& work, u32 index) {
     constexpr u32 GROUP = GROUP_ROWS / CLUSTER;
-    const u32 group = index / (GROUP * chunk.tiles), in_group = index % (GROUP * chunk.tiles);
+    const u32 tiles = work.chunk.tiles, group = index / (GROUP * tiles), in_group = index % (GROUP * tiles);
     const u32 height = smaller(GROUP, work.row_units - group * GROUP);
     return {GRADIENT_TILE, group * GROUP + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
 }
 
 // What takes longest comes first; all columns of a tile in a row, so that they find its G in L2.
-template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, const Chunk& chunk, u32 index) {
-    const u32 classes = class_units<CLUSTER>(chunk), d_bias = work.d_bias * classes;
+template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, u32 index) {
+    const u32 classes = class_units<CLUSTER>(work.chunk), d_bias = work.pass.d_bias * classes;
     if (index < d_bias) return {D_BIAS, index, 0, 0};
     index -= d_bias;
     const u32 columns = work.column_tiles;
-    const u32 row_steps = div_up(work.rows, SIDE), class_steps = div_up(chunk.classes, SIDE);
-    const u32 d_embeddings = work.d_embeddings * work.row_units * columns, d_classifier = work.d_classifier * classes * columns;
+    const u32 row_steps = div_up(work.pass.rows, SIDE), class_steps = div_up(work.chunk.classes, SIDE);
+    const u32 d_embeddings = work.pass.d_embeddings * work.row_units * columns, d_classifier = work.pass.d_classifier * classes * columns;
     const bool classifier_first = row_steps >= class_steps;
     const u32 first = classifier_first ? d_classifier : d_embeddings;
     const bool classifier = (index < first) == classifier_first;
@@ -89,12 +115,20 @@ template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& 
 // rank: of the block in its cluster. The last unit of rows may have no tile for it: it goes the same steps, and stores nothing. Of classes
 // there are always two tiles, since a chunk ends with a tile of COLUMNS.
 template <u32 CLUSTER>
-__device__ __forceinline__ Item own_item(const LceProblem& p, const Work& work, const Chunk& chunk, u32 phase, u32 index, u32 rank) {
+__device__ __forceinline__ Item own_item(const LceProblem& p, const Work& work, u32 index, u32 rank) {
     static_assert(CLUSTER * CLASS_TILE <= COLUMNS, "classes of a unit");
-    if (index >= count_items<CLUSTER>(work, chunk, phase)) return {NONE_LEFT, 0, 0, 0};
-    Item item = phase == GRADIENTS ? gradient_item<CLUSTER>(p, work, chunk, index) : product_item<CLUSTER>(work, chunk, index);
+    if (index >= count_items<CLUSTER>(work)) return {NONE_LEFT, 0, 0, 0};
+    Item item = work.phase == GRADIENTS ? gradient_item<CLUSTER>(p, work, index) : product_item<CLUSTER>(work, index);
     item.row = item.row * CLUSTER + rank;
     return item;
+}
+
+// The phase after this one, of the same pass or the next; there is one. By one thread.
+template <u32 CLUSTER> __device__ __forceinline__ void begin_next_phase(const LceArgs& a, Work& w) {
+    w.drawn += count_items<CLUSTER>(w) + gridDim.x;       // each block draws one that is not there
+    if (w.phase == GRADIENTS) w.phase = PRODUCTS;
+    else if (!w.chunk.is_last) begin_chunk(a.problem, w, w.chunk.first_tile + w.chunk_tiles);
+    else begin_pass<CLUSTER>(a, w, exact::next_pass(a, w.pass));
 }
 
 }  // namespace blocks

@@ -1,16 +1,18 @@
-// The exact path on Hopper, where every row takes it: as in exact.cu the logits once more, a chunk of the vocabulary at a time, the logit
-// gradients G of the chunk in a bounded workspace, then dE += G C and dC = G^T E. One cooperative launch of one block a multiprocessor:
+// The exact path on Hopper: as in exact.cu the logits once more, a chunk of the vocabulary at a time, the logit gradients G of the chunk in a
+// bounded workspace, then dE += G C and dC = G^T E. One cooperative launch of one block a multiprocessor:
 //
 //     for each chunk of classes      GRADIENTS       G = gradient of the logits of E C^T        tiles of 128 rows x 256 classes
 //         grid barrier               PRODUCTS        dE += G C, dC = G^T E, dbias               tiles of 128 rows or classes x 256 of D
 //         grid barrier
+//
+// and that once more for each pass (exact_passes.cuh).
 //
 //   warps 0 to 3        producer: each keeps a stage of the ring filled with blocks of the items of work, across items; thread 0 draws these
 //   warpgroups 1, 2     consumers: 64 rows each of the same tile; products, then their epilogue, by themselves
 //
 // Items are drawn from one counter, longest first, so that a phase ends evenly; who computes a tile changes nothing in it. Every output
 // element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, a column of dC is
-// complete with its chunk. dbias sums G as stored.
+// complete with its chunk, what the sparse rows give to it included. dbias sums G as stored.
 //
 // Clusters of two blocks take two tiles of rows or classes at once, of the same columns, and load B once for both. Both must know of an
 // item, so theirs are dealt out in turn, not drawn.
@@ -18,41 +20,15 @@
 // G is stored in the input type, divided by a power of two (gradient_scale.cuh), as the image of the stages' blocks: block (r, c) of 64
 // rows x 64 classes at r * blocks of the chunk + c, swizzled. So one G, once written, is K-major for dE and MN-major for dC, and
 // copies of 8 KiB need no tensor map. Rows and classes of a tile that do not exist are 0 in it: the products need no masks.
-#include "exact_items.cuh"
+#include "exact_outputs.cuh"
 #include "gradient.cuh"
 #include "grid_barrier.cuh"
-#include "sink.cuh"
 
 namespace {
 
 using namespace blocks;
 using prim::bf16;
 using prim::f16;
-using prim::Vec16;
-
-// ---- sizes and shared memory ------------------------------------------------------------------------------------------------
-enum Barrier { BARRIER_LEAD = 1, BARRIER_CONSUMER, BARRIER_PRODUCER = BARRIER_CONSUMER + CONSUMERS, BARRIER_BLOCK };   // named barriers
-
-struct Smem {
-    Ring ring;
-    alignas(1024) u8 staging[CONSUMERS][2][BYTES];   // blocks of G on their way out
-    Work work;
-    u32 drawn[2];                                    // items, in turn; of the producer alone
-};
-static_assert(sizeof(Smem) <= 227 * 1024, "shared memory of lce_exact_sm90");
-
-// Block (r, c) of the chunk's G.
-__device__ __forceinline__ u8* gradient_block(const LceArgs& a, const Work& work, u32 r, u32 c) {
-    return static_cast<u8*>(a.backward.exact_gradients) + (u64(r) * (work.chunk_tiles * B_BLOCKS) + c) * BYTES;
-}
-
-// ---- between phases -----------------------------------------------------------------------------------------------------------
-// All threads of all blocks. G is written and read by the copy engine: what has been written is handed on to it by a fence on either side.
-__device__ __forceinline__ void next_phase(const LceArgs& a) {
-    prim::fence_proxy_async_global();
-    grid_barrier(a.backward.barrier, [] { prim::named_barrier_sync(BARRIER_BLOCK, THREADS); });
-    prim::fence_proxy_async_global();
-}
 
 // ---- producer -----------------------------------------------------------------------------------------------------------------
 // The rows of E of a tile of G: two blocks, whose tokens are in the ring's table if either is gathered.
@@ -60,10 +36,11 @@ struct TileRows {
     Rows block[A_BLOCKS];
 
     // By all warps of the producer.
-    __device__ __forceinline__ TileRows(const LceHopperArgs& a, Ring& ring, u32 first_row, u32 rows) : block{{a, first_row, rows}, {a, first_row + SIDE, rows}} {
+    __device__ __forceinline__ TileRows(const LceHopperArgs& a, const exact::Pass& pass, Ring& ring, u32 first_row)
+        : block{{a, pass, first_row}, {a, pass, first_row + SIDE}} {
         if (!block[0].gathered && !block[1].gathered) return;
         prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);       // the tile before has been gathered
-        ring.token[threadIdx.x] = Rows::token_or_last(a.args, first_row + threadIdx.x, rows);
+        ring.token[threadIdx.x] = Rows::token_or_last(a.args, pass, first_row + threadIdx.x);
         prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
     }
 };
@@ -71,16 +48,16 @@ static_assert(A_BLOCKS == 2 && ROWS == WARPGROUP, "a row a thread");
 
 // A step of a tile of G: E [rows, D], C [classes, D].
 template <u32 CLUSTER> __device__ __forceinline__ void load_gradient_step(
-    const LceHopperArgs& a, u32 first_class, const Item& item, const TileRows& rows, Ring& ring, const Cursor& at, u32 step, u32 rank
+    const LceHopperArgs& a, const Work& work, const Item& item, const TileRows& rows, Ring& ring, const Cursor& at, u32 step, u32 rank
 ) {
     constexpr u32 PART = B_BLOCKS / CLUSTER;
     const u32 lane = threadIdx.x % 32, b = rank * PART + lane;
     u64* full = &ring.full[at.stage];
     const bool gathers[A_BLOCKS] = {rows.block[0].gathered, rows.block[1].gathered};
     const u32 gathered = gathers[0] + gathers[1];
-    begin_stage<CLUSTER>(ring, at, item);
+    begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
     if (gathered == 0) expect(ring, at.stage, STAGE_BYTES);
-    if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, step * SIDE, first_class + item.column * COLUMNS + b * SIDE);
+    if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, step * SIDE, (work.chunk.first_tile + item.column) * COLUMNS + b * SIDE);
 #pragma unroll
     for (u32 k = 0; k < A_BLOCKS; ++k)
         if (lane == 0 && !gathers[k]) load_box<1>(ring.a[at.stage][k], &a.embeddings, full, step * SIDE, rows.block[k].first_token);
@@ -93,25 +70,25 @@ template <u32 CLUSTER> __device__ __forceinline__ void load_gradient_step(
 
 // A step of a tile of dE: G [rows, classes], C [classes, D]; or of dC: G [rows, classes], E [rows, D].
 template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
-    const LceHopperArgs& a, const Work& work, u32 first_class, const Item& item, Ring& ring, const Cursor& at, u32 step, u32 rank
+    const LceHopperArgs& a, const Work& work, const Item& item, Ring& ring, const Cursor& at, u32 step, u32 rank
 ) {
     constexpr u32 PART = B_BLOCKS / CLUSTER;
     const u32 lane = threadIdx.x % 32, b = rank * PART + lane, column = item.column * COLUMNS, first_row = step * SIDE;
     u64* full = &ring.full[at.stage];
     if (item.kind == D_EMBEDDINGS) {
         const u32 tile = CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1);
-        begin_stage<CLUSTER>(ring, at, item);
+        begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
         expect(ring, at.stage, STAGE_BYTES);
-        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, column + b * SIDE, first_class + step * SIDE);
+        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, column + b * SIDE, work.chunk.first_tile * COLUMNS + step * SIDE);
         if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
         return;
     }
-    const Rows rows(a, first_row, work.rows);       // before the wait: two dependent loads, and those of the table
+    const Rows rows(a, work.pass, first_row);       // before the wait: two dependent loads, and those of the table
     u32* table = ring.token + at.stage * SIDE;
     if (rows.gathered) {
-        for (u32 row = lane; row < SIDE; row += 32) table[row] = Rows::token_or_last(a.args, first_row + row, work.rows);
+        for (u32 row = lane; row < SIDE; row += 32) table[row] = Rows::token_or_last(a.args, work.pass, first_row + row);
     }
-    begin_stage<CLUSTER>(ring, at, item);
+    begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
     if (!rows.gathered) expect(ring, at.stage, STAGE_BYTES);
     if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, step, item.row * A_BLOCKS + lane), BYTES, full);
     if (!rows.gathered) {
@@ -123,14 +100,18 @@ template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
     hopper::hand_on(full, A_BLOCKS * BYTES);
 }
 
-// drawn: items that all blocks together have drawn before this phase.
-template <u32 CLUSTER>
-__device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 first_tile, u32 phase, u32 drawn, u32 rank, Cursor& at) {
+// What an item of dC takes of the ring besides: all of it, for its tile to lie in while the sparse rows' share is added (exact_outputs.cuh).
+__device__ __forceinline__ u32 lent_stages(const Work& work, const Item& item) {
+    return item.kind == D_CLASSIFIER && work.has_sparse_rows ? STAGES : 0;
+}
+
+// A phase.
+template <u32 CLUSTER> __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 rank, Cursor& at) {
     const Work& work = smem.work;
     Ring& ring = smem.ring;
     const u32 warp = threadIdx.x / 32;
     const auto draw = [&](u32 turn) {
-        if (CLUSTER == 1 && threadIdx.x == 0) smem.drawn[turn % 2] = prim::atomic_add(a.args.backward.barrier + 2, 1u) - drawn;
+        if (CLUSTER == 1 && threadIdx.x == 0) smem.drawn[turn % 2] = prim::atomic_add(a.args.backward.barrier + 2, 1u) - work.drawn;
     };
     draw(0);
     for (u32 turn = 0;; ++turn) {
@@ -139,10 +120,10 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
             prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
             index = smem.drawn[turn % 2];
         }
-        const Item item = own_item<CLUSTER>(a.args.problem, work, chunk_of(a.args.problem, work, first_tile), phase, index, rank);
+        const Item item = own_item<CLUSTER>(a.args.problem, work, index, rank);
         if (item.steps == 0) {               // nothing to load
             if (at.stage == warp) {
-                begin_stage<CLUSTER>(ring, at, item);
+                begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
                 expect(ring, at.stage, 0);
             }
             at.advance();
@@ -152,16 +133,23 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
         }
         // A lap before it is wanted: the memory's answer takes a step's time.
         const u32 draws_at = item.steps < STAGES ? 0 : item.steps - STAGES;
-        if (phase == GRADIENTS) {
-            const TileRows rows(a, ring, item.row * ROWS, work.rows);
+        if (work.phase == GRADIENTS) {
+            const TileRows rows(a, work.pass, ring, item.row * ROWS);
             for (u32 step = 0; step < item.steps; ++step, at.advance()) {
                 if (step == draws_at) draw(turn + 1);
-                if (at.stage == warp) load_gradient_step<CLUSTER>(a, first_tile * COLUMNS, item, rows, ring, at, step, rank);
+                if (at.stage == warp) load_gradient_step<CLUSTER>(a, work, item, rows, ring, at, step, rank);
             }
         } else {
-            for (u32 step = 0; step < item.steps; ++step, at.advance()) {
+            const u32 stages = item.steps + lent_stages(work, item);
+            for (u32 step = 0; step < stages; ++step, at.advance()) {
                 if (step == draws_at) draw(turn + 1);
-                if (at.stage == warp) load_product_step<CLUSTER>(a, work, first_tile * COLUMNS, item, ring, at, step, rank);
+                if (at.stage != warp) continue;
+                if (step < item.steps) {
+                    load_product_step<CLUSTER>(a, work, item, ring, at, step, rank);
+                } else {
+                    begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
+                    expect(ring, at.stage, 0);
+                }
             }
         }
     }
@@ -170,18 +158,17 @@ __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 
 // ---- consumers: logit gradients -------------------------------------------------------------------------------------------------
 constexpr float LOG2_E = 1.4426950408889634f;
 
-struct RowState {                            // of one of a thread's two rows
-    LceRowStatistics statistics;
-    LceCoefficients coefficients;
-    u32 target;
-    bool exists;
+// Of one of a thread's two rows what every logit needs, and where the rest is.
+struct RowState {
+    float max, factor;                       // the softmax's, and of exp(logit - max)
+    u32 target, row;                         // NONE: no such row
 
-    __device__ __forceinline__ void load(const LceArgs& a, u32 index, u32 rows) {
-        exists = index < rows;
-        const u32 row = a.saved.exact_row[exists ? index : 0];
-        statistics = a.saved.statistics[row];
-        coefficients = a.backward.coefficients[row];
-        target = a.saved.row_class[row];
+    __device__ __forceinline__ void load(const LceArgs& a, const exact::Pass& pass, float down, u32 index) {
+        const u32 any = a.saved.exact_row[index < pass.rows ? pass.first + index : 0];
+        row = index < pass.rows ? any : NONE;
+        max = a.saved.statistics[any].max;
+        factor = a.saved.statistics[any].inverse_sum * (a.backward.coefficients[any].softmax * down);
+        target = a.saved.row_class[any];
     }
 };
 
@@ -200,7 +187,8 @@ __device__ __forceinline__ void load_bias(const LceProblem& p, u32 first_class, 
 // Accumulators of 64 classes become G, where G is p times a factor, less a constant at the target. Straight code: branches would leave
 // the latencies of a chain of five bare.
 template <bool BIASED, bool CAPPED>
-__device__ __forceinline__ void simple_gradients(const LceProblem& p, float down, const RowState (&rows)[2], u32 first_class, float* acc) {
+__device__ __forceinline__ void simple_gradients(const LceArgs& a, float down, const RowState (&rows)[2], u32 first_class, float* acc) {
+    const LceProblem& p = a.problem;
     float bias[SIDE / 4] = {};
     if (BIASED) load_bias(p, first_class, bias);
     const float inverse_cap = CAPPED ? prim::div_rn(1.0f, p.softcap) : 1.0f, cap = CAPPED ? p.softcap : 1.0f;
@@ -220,20 +208,20 @@ __device__ __forceinline__ void simple_gradients(const LceProblem& p, float down
     u32 target[2];                           // from first_class
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        const float factor = rows[h].statistics.inverse_sum * (rows[h].coefficients.softmax * down);
         target[h] = rows[h].target - first_class;
 #pragma unroll
         for (u32 k = 0; k < SIDE / 4; ++k) {
             float& value = acc[k / 2 * 4 + 2 * h + k % 2];
             const float slope = prim::fma(-value, value, 1.0f);      // of the softcap, where value is the tanh
-            value = prim::ex2(((CAPPED ? cap * value : value) - rows[h].statistics.max) * LOG2_E) * factor;
+            value = prim::ex2(((CAPPED ? cap * value : value) - rows[h].max) * LOG2_E) * rows[h].factor;
             if (CAPPED) value *= slope;
         }
     }
     if (!prim::any(target[0] < SIDE || target[1] < SIDE)) return;
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        const float at_target = down * rows[h].coefficients.target * logit_map::softcap_slope(p, rows[h].statistics.target_logit);
+        const u32 row = rows[h].row;
+        const float at_target = down * a.backward.coefficients[row].target * logit_map::softcap_slope(p, a.saved.statistics[row].target_logit);
 #pragma unroll
         for (u32 k = 0; k < SIDE / 4; ++k)
             if (target[h] == k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2) acc[k / 2 * 4 + 2 * h + k % 2] -= at_target;
@@ -242,21 +230,24 @@ __device__ __forceinline__ void simple_gradients(const LceProblem& p, float down
 
 // The same with every option, and at the edges: 0 for what does not exist. In a loop, through shared memory of the thread's own, since
 // registers have no index: unrolled it would be most of the kernel. own[i * WARPGROUP] is a value's place.
-__device__ __forceinline__ void any_gradients(const LceProblem& p, float down, const RowState (&rows)[2], u32 first_class, float* acc, float* own) {
+__device__ __forceinline__ void any_gradients(const LceArgs& a, float down, const RowState (&rows)[2], u32 first_class, float* acc, float* own) {
+    const LceProblem& p = a.problem;
 #pragma unroll
     for (u32 i = 0; i < SIDE / 2; ++i) own[i * WARPGROUP] = acc[i];
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
-        const RowState& row = rows[h];
+        const u32 row = rows[h].row, any = row == NONE ? 0 : row;
+        const LceRowStatistics statistics = a.saved.statistics[any];
+        const LceCoefficients coefficients = a.backward.coefficients[any];
 #pragma unroll 1
         for (u32 k = 0; k < SIDE / 4; ++k) {
             const u32 class_index = first_class + k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2;
             float& value = own[(k / 2 * 4 + 2 * h + k % 2) * WARPGROUP];
             float g = 0.0f;
-            if (row.exists && class_index < p.vocab) {
+            if (row != NONE && class_index < p.vocab) {
                 const float logit = logit_map::apply(p, value, logit_map::bias(p, class_index));
                 const float weight = logit_map::class_weight(p, class_index);
-                g = down * gradient::of_logit(p, row.statistics, row.coefficients, logit, weight, row.target == class_index);
+                g = down * gradient::of_logit(p, statistics, coefficients, logit, weight, rows[h].target == class_index);
             }
             value = g;
         }
@@ -283,14 +274,14 @@ template <class T> __device__ __forceinline__ void stage_gradients(u8* staging, 
 }
 
 template <class T> __device__ __forceinline__ void store_gradients(
-    const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item, const RowState (&rows)[2], float (&acc)[ACCUMULATORS]
+    const LceArgs& a, Smem& smem, const Item& item, const RowState (&rows)[2], float (&acc)[ACCUMULATORS]
 ) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     const LceProblem& p = a.problem;
     const float down = smem.work.scale.down;
-    const u32 tile_class = (chunk.first_tile + item.column) * COLUMNS;
+    const u32 tile_class = (smem.work.chunk.first_tile + item.column) * COLUMNS;
     // p times a factor, less a constant at the target: without entropy's gradient and smoothing, in a tile that is full.
-    const bool simple = a.upstream.entropy == nullptr && p.label_smoothing == 0.0f && smem.work.rows - item.row * ROWS >= ROWS && p.vocab - tile_class >= COLUMNS;
+    const bool simple = a.upstream.entropy == nullptr && p.label_smoothing == 0.0f && smem.work.pass.rows - item.row * ROWS >= ROWS && p.vocab - tile_class >= COLUMNS;
 #pragma unroll
     for (u32 block = 0; block < B_BLOCKS; ++block) {
         float* own = acc + block * (SIDE / 2);
@@ -298,13 +289,13 @@ template <class T> __device__ __forceinline__ void store_gradients(
         if (!simple) {                           // in all of the consumer's staging
             if (thread == 0) prim::bulk_wait_read<0>();
             prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
-            any_gradients(p, down, rows, first_class, own, reinterpret_cast<float*>(smem.staging[consumer]) + thread);
+            any_gradients(a, down, rows, first_class, own, reinterpret_cast<float*>(smem.staging[consumer]) + thread);
         } else if (p.softcap > 0.0f) {
-            if (p.bias) simple_gradients<true, true>(p, down, rows, first_class, own);
-            else simple_gradients<false, true>(p, down, rows, first_class, own);
+            if (p.bias) simple_gradients<true, true>(a, down, rows, first_class, own);
+            else simple_gradients<false, true>(a, down, rows, first_class, own);
         } else {
-            if (p.bias) simple_gradients<true, false>(p, down, rows, first_class, own);
-            else simple_gradients<false, false>(p, down, rows, first_class, own);
+            if (p.bias) simple_gradients<true, false>(a, down, rows, first_class, own);
+            else simple_gradients<false, false>(a, down, rows, first_class, own);
         }
 
         u8* staging = smem.staging[consumer][block % 2];
@@ -320,158 +311,17 @@ template <class T> __device__ __forceinline__ void store_gradients(
     }
 }
 
-// ---- consumers: outputs ---------------------------------------------------------------------------------------------------------
-constexpr u64 NO_ROW = ~0ull;
-
-__device__ __forceinline__ void store_pair(float* to, float first, float second) {
-    *reinterpret_cast<u64*>(to) = prim::f32_bits(first) | u64(prim::f32_bits(second)) << 32;
-}
-template <class S> __device__ __forceinline__ void store_pair(S* to, float first, float second) {
-    *reinterpret_cast<u32*>(to) = prim::pack2<S>(first, second);
-}
-
-// A thread's two rows of a tile to where they begin, `groups` of eight columns; pairs lie at multiples of their size. Additions are
-// reductions in memory, which nobody waits for: an element has one owner.
-template <bool ADD, class S>
-__device__ __forceinline__ void store_rows(S* to, const u64 (&row)[2], u32 groups, float factor, const float (&acc)[ACCUMULATORS]) {
-#pragma unroll
-    for (u32 h = 0; h < 2; ++h) {
-        if (row[h] == NO_ROW) continue;
-        S* at = to + row[h];
-#pragma unroll
-        for (u32 c = 0; c < COLUMNS / 8; ++c) {
-            const float first = acc[4 * c + 2 * h] * factor, second = acc[4 * c + 2 * h + 1] * factor;
-            if (c >= groups) break;
-            if constexpr (ADD) prim::reduce_add_2(at + 8 * c, first, second);
-            else store_pair(at + 8 * c, first, second);
-        }
-    }
-}
-
-// The same for any D and any address, in a loop, through shared memory of the thread's own: own[i * WARPGROUP] is a value's place.
-__device__ __forceinline__ void store_rows_anywhere(
-    const LceSink& to, const u64 (&row)[2], u32 columns, float factor, const float (&acc)[ACCUMULATORS], float* own
-) {
-#pragma unroll
-    for (u32 block = 0; block < B_BLOCKS; ++block) {
-#pragma unroll
-        for (u32 i = 0; i < SIDE / 2; ++i) own[i * WARPGROUP] = acc[block * (SIDE / 2) + i] * factor;
-#pragma unroll 1
-        for (u32 i = 0; i < SIDE / 2; ++i) {
-            const u32 column = block * SIDE + i / 4 * 8 + i % 2;     // from the thread's first
-            const u64 begin = i / 2 % 2 == 0 ? row[0] : row[1];
-            if (begin != NO_ROW && column < columns) sink::put_one(to, begin + column, own[i * WARPGROUP]);
-        }
-    }
-}
-
-// row: elements to the thread's first column of its rows, or NO_ROW. Its columns are first_column + 0, 1, 8, 9, 16, ...
-__device__ __forceinline__ void store_tile(
-    Smem& smem, const LceSink& to, const u64 (&row)[2], u32 first_column, u32 hidden, float factor, const float (&acc)[ACCUMULATORS]
-) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
-    const u32 columns = first_column < hidden ? hidden - first_column : 0, groups = (columns + 7) / 8;
-    const bool pairs = hidden % 8 == 0 && reinterpret_cast<u64>(to.data) % 8 == 0;
-    if (!pairs) store_rows_anywhere(to, row, columns, factor, acc, reinterpret_cast<float*>(smem.staging[consumer]) + thread);
-    else if (to.type == TYPE_F16) store_rows<false>(static_cast<f16*>(to.data), row, groups, factor, acc);
-    else if (to.type == TYPE_BF16) store_rows<false>(static_cast<bf16*>(to.data), row, groups, factor, acc);
-    else if (to.mode == SINK_ACCUMULATE) store_rows<true>(static_cast<float*>(to.data), row, groups, factor, acc);
-    else store_rows<false>(static_cast<float*>(to.data), row, groups, factor, acc);
-}
-
-// Eight pairs of loads in flight: they are all that the thread waits for.
-__device__ __forceinline__ void add_rows(const float* from, const u64 (&row)[2], u32 columns, float (&acc)[ACCUMULATORS]) {
-#pragma unroll
-    for (u32 h = 0; h < 2; ++h) {
-        if (row[h] == NO_ROW) continue;
-        const float* at = from + row[h];
-#pragma unroll
-        for (u32 begin = 0; begin < COLUMNS / 8; begin += 8) {
-            float sums[16];
-#pragma unroll
-            for (u32 i = 0; i < 16; ++i) sums[i] = (begin + i / 2) * 8 + i % 2 < columns ? at[(begin + i / 2) * 8 + i % 2] : 0.0f;
-#pragma unroll
-            for (u32 i = 0; i < 16; ++i) acc[4 * (begin + i / 2) + 2 * h + i % 2] += sums[i];
-        }
-    }
-}
-
-// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written. Each element of the accumulators has
-// one addition a chunk, and the barriers keep those of several chunks in order.
-__device__ __forceinline__ void store_d_embeddings(const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item, float (&acc)[ACCUMULATORS]) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, hidden = a.problem.hidden, rows = smem.work.rows;
-    const u32 first_row = item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
-    const u32 first_column = item.column * COLUMNS + thread % 4 * 2;
-    u64 in_sums[2], in_output[2];
-#pragma unroll
-    for (u32 h = 0; h < 2; ++h) {
-        const u32 row = first_row + 8 * h;
-        in_sums[h] = row < rows ? u64(row) * hidden + first_column : NO_ROW;
-        in_output[h] = row < rows && chunk.is_last ? u64(Rows::token_of(a, row, rows)) * hidden + first_column : NO_ROW;
-    }
-    if (!chunk.is_last) {
-        const LceSink sums = {a.backward.exact_d_embeddings, TYPE_F32, chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE};
-        store_tile(smem, sums, in_sums, first_column, hidden, 1.0f, acc);
-        return;
-    }
-    if (!chunk.is_first) add_rows(a.backward.exact_d_embeddings, in_sums, first_column < hidden ? hidden - first_column : 0, acc);
-    store_tile(smem, a.d_embeddings, in_output, first_column, hidden, smem.work.scale.up * a.problem.logit_scale, acc);
-}
-
-// dC of 64 classes and 256 columns.
-__device__ __forceinline__ void store_d_classifier(const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item, const float (&acc)[ACCUMULATORS]) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, hidden = a.problem.hidden;
-    const u32 in_chunk = item.row * CLASS_TILE + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
-    const u32 first_column = item.column * COLUMNS + thread % 4 * 2;
-    u64 row[2];
-#pragma unroll
-    for (u32 h = 0; h < 2; ++h)
-        row[h] = in_chunk + 8 * h < chunk.classes ? u64(chunk.first_tile * COLUMNS + in_chunk + 8 * h) * hidden + first_column : NO_ROW;
-    store_tile(smem, a.d_classifier, row, first_column, hidden, smem.work.scale.up * a.problem.logit_scale, acc);
-}
-
-// dbias of 64 classes: a thread sums 8 classes over every 16th row, then the sums are added in order.
-template <class T>
-__device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const Chunk& chunk, const Item& item) {
-    const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, eight = thread % 8, group = thread / 8;
-    const u32 block = item.row * A_BLOCKS + consumer;
-    constexpr u32 GROUPS = WARPGROUP / 8;
-    float* sums = reinterpret_cast<float*>(smem.staging[consumer][0]);   // [GROUPS, SIDE]
-    float sum[8] = {};
-#pragma unroll 16
-    for (u32 r = group; r < smem.work.rows; r += GROUPS) {
-        const u32 in_block = r % SIDE;
-        const Vec16 v = prim::ld_global_16(gradient_block(a, smem.work, r / SIDE, block) + in_block * 128 + (eight ^ in_block % 8) * 16);
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            sum[2 * i] += prim::unpack_lo<T>(v.w[i]);
-            sum[2 * i + 1] += prim::unpack_hi<T>(v.w[i]);
-        }
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) sums[group * SIDE + eight * 8 + i] = sum[i];
-    prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
-    if (thread < SIDE && block * SIDE + thread < chunk.classes) {
-        float total = 0.0f;
-        for (u32 g = 0; g < GROUPS; ++g) total += sums[g * SIDE + thread];
-        sink::put_one(a.d_bias, chunk.first_tile * COLUMNS + block * SIDE + thread, total * smem.work.scale.up);
-    }
-    prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
-}
-
 // ---- consumers: a phase ---------------------------------------------------------------------------------------------------------
-// ahead: steps that consumer 1 stays behind, so that one's epilogue falls into the other's products; below STAGES.
-template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, u32 first_tile, u32 phase, Cursor& at) {
-    const Chunk chunk = chunk_of(a.problem, smem.work, first_tile);
+// ahead: steps that consumer 1 begins and stays behind, so that one's epilogue falls into the other's products; below STAGES.
+template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, Cursor& at) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     Ring& ring = smem.ring;
-    bool started = false;
     // Consumer 1 begins when consumer 0 is `ahead` steps ahead, and stays behind: both have the same work.
     const auto begin = [&] {
-        if (ahead > 0 && !started && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
+        if (ahead > 0 && consumer == 1) prim::named_barrier_sync(BARRIER_LEAD, 2 * WARPGROUP);
     };
     const auto lead = [&](u32 step, u32 steps) {
-        if (ahead > 0 && !started && consumer == 0 && step + 1 == smaller(ahead, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
+        if (ahead > 0 && consumer == 0 && step + 1 == smaller(ahead, steps)) prim::named_barrier_arrive(BARRIER_LEAD, 2 * WARPGROUP);
     };
     for (;;) {
         const Item item = next_item(ring, at);
@@ -479,54 +329,55 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const Lc
             release<CLUSTER>(ring, at.stage);
             at.advance();
             if (item.kind == NONE_LEFT) break;
-            store_d_bias<T>(a, smem, chunk, item);
+            store_d_bias<T>(a, smem, item);
             continue;
         }
         begin();
         const auto meanwhile = [&](u32 step) { lead(step, item.steps); };
         float acc[ACCUMULATORS];
-        if (phase == GRADIENTS) {
+        if (smem.work.phase == GRADIENTS) {
             RowState rows[2];
             const auto load_rows = [&] {
 #pragma unroll
                 for (u32 h = 0; h < 2; ++h)
-                    rows[h].load(a, item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4 + 8 * h, smem.work.rows);
+                    rows[h].load(a, smem.work.pass, smem.work.scale.down, item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4 + 8 * h);
             };
             multiply<T, CLUSTER, Major::K, Major::K>(acc, ring, at, item.steps, consumer, load_rows, meanwhile);
-            if (CLUSTER == 1 || item.row < smem.work.row_tiles) store_gradients<T>(a, smem, chunk, item, rows, acc);
+            if (CLUSTER == 1 || item.row < smem.work.row_tiles) store_gradients<T>(a, smem, item, rows, acc);
         } else if (item.kind == D_EMBEDDINGS) {
             multiply<T, CLUSTER, Major::K, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
-            store_d_embeddings(a, smem, chunk, item, acc);
+            store_d_embeddings(a, smem, item, acc);
         } else {
             multiply<T, CLUSTER, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
-            store_d_classifier(a, smem, chunk, item, acc);
+            if (smem.work.has_sparse_rows) store_merged_d_classifier<T, CLUSTER>(a, smem, item, at, acc);
+            else store_d_classifier(a, smem, item, acc);
         }
-        started = true;
+        ahead = 0;                           // from the phase's second item on it is kept
     }
     if (thread == 0) prim::bulk_wait<0>();       // G has been written
 }
 
 // ---- the launch -----------------------------------------------------------------------------------------------------------------
-// body(first tile of the chunk, phase, items drawn before) for every phase of every chunk, by all threads, and the barrier after each.
-template <u32 CLUSTER, class Body> __device__ __forceinline__ void for_each_phase(const LceArgs& a, const Work& work, Body body) {
-    u32 drawn = 0;
-    for (u32 first_tile = 0; first_tile < work.vocab_tiles; first_tile += work.chunk_tiles) {
-        for (u32 phase = GRADIENTS; phase < PHASES; ++phase) {
-            body(first_tile, phase, drawn);
-            const Chunk chunk = chunk_of(a.problem, work, first_tile);   // again, rather than in registers meanwhile
-            if (chunk.is_last && phase + 1 == PHASES) return;
-            drawn += count_items<CLUSTER>(work, chunk, phase) + gridDim.x;    // each block draws one that is not there
-            next_phase(a);
-        }
+// body() for every phase, by all threads, and what lies between. G is written and read by the copy engine: what has been written is handed
+// on to it by a fence on either side of the barrier.
+template <u32 CLUSTER, class Body> __device__ __forceinline__ void for_each_phase(const LceArgs& a, Work& work, Body body) {
+    for (;;) {
+        body();
+        if (is_last_phase(work)) return;
+        prim::named_barrier_sync(BARRIER_BLOCK, THREADS);            // nobody works on this phase any more
+        if (threadIdx.x == 0) begin_next_phase<CLUSTER>(a, work);
+        prim::fence_proxy_async_global();
+        grid_barrier(a.backward.barrier, [] { prim::named_barrier_sync(BARRIER_BLOCK, THREADS); });
+        prim::fence_proxy_async_global();
     }
 }
 
 template <class T, u32 CLUSTER> __device__ __forceinline__ void run(const LceHopperArgs& a) {
     Smem& smem = prim::shared_memory<Smem>();
-    if (a.args.saved.header->exact_rows == 0) return;
+    if (exact::nothing_to_do(a.args)) return;
     if (threadIdx.x == 0) {
         initialise<CLUSTER>(smem.ring);
-        smem.work = work_of<T, CLUSTER>(a.args);
+        begin<T, CLUSTER>(a.args, smem.work);
     }
     u32 rank = 0;
     if constexpr (CLUSTER == 1) {
@@ -540,14 +391,10 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void run(const LceHop
     Cursor at;
     if (threadIdx.x < WARPGROUP) {
         prim::setmaxnreg_dec<72>();
-        for_each_phase<CLUSTER>(a.args, smem.work, [&](u32 first_tile, u32 phase, u32 drawn) {
-            produce<CLUSTER>(a, smem, first_tile, phase, drawn, rank, at);
-        });
+        for_each_phase<CLUSTER>(a.args, smem.work, [&] { produce<CLUSTER>(a, smem, rank, at); });
     } else {
         prim::setmaxnreg_inc<216>();
-        for_each_phase<CLUSTER>(a.args, smem.work, [&](u32 first_tile, u32 phase, u32) {
-            consume<T, CLUSTER>(a.args, a.lead, smem, first_tile, phase, at);
-        });
+        for_each_phase<CLUSTER>(a.args, smem.work, [&] { consume<T, CLUSTER>(a.args, a.lead, smem, at); });
     }
     // No block leaves while another may still write into its shared memory.
     if constexpr (CLUSTER > 1) {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "abi_sm90.h"
+#include "exact_passes.cuh"
 #include "hopper_gather.cuh"
 
 namespace blocks {
@@ -73,26 +74,29 @@ struct Rows {
     u32 first_token;
     bool gathered;
 
-    // From first_row on, of `rows` exact rows; the same in every thread.
-    __device__ __forceinline__ Rows(const LceHopperArgs& hopper, u32 first_row, u32 rows) {
+    // From first_row on, of the pass; the same in every thread.
+    __device__ __forceinline__ Rows(const LceHopperArgs& hopper, const exact::Pass& pass, u32 first_row) {
         const LceArgs& a = hopper.args;
-        const u32 count = first_row >= rows ? 0 : rows - first_row < SIDE ? rows - first_row : SIDE;
-        first_token = count > 0 ? token_of(a, first_row, rows) : a.problem.tokens;
-        const u32 end = count > 0 ? token_of(a, first_row + count - 1, rows) + 1 : a.problem.tokens;
+        const u32 count = first_row >= pass.rows ? 0 : pass.rows - first_row < SIDE ? pass.rows - first_row : SIDE;
+        first_token = count > 0 ? token_of(a, pass, first_row) : a.problem.tokens;
+        const u32 end = count > 0 ? token_of(a, pass, first_row + count - 1) + 1 : a.problem.tokens;
         gathered = (hopper.gather && count > 0) || end - first_token != count || (count < SIDE && end != a.problem.tokens);
     }
     // Exact rows ascend: where every token is one, each is its own.
-    static __device__ __forceinline__ u32 token_of(const LceArgs& a, u32 row, u32 rows) {
-        return rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[row]];
+    static __device__ __forceinline__ u32 token_of(const LceArgs& a, const exact::Pass& pass, u32 row) {
+        return pass.rows == a.problem.tokens ? row : a.saved.row_token[a.saved.exact_row[pass.first + row]];
     }
     // Of a row that is gathered.
-    static __device__ __forceinline__ u32 token_or_last(const LceArgs& a, u32 row, u32 rows) { return token_of(a, row < rows ? row : rows - 1, rows); }
+    static __device__ __forceinline__ u32 token_or_last(const LceArgs& a, const exact::Pass& pass, u32 row) {
+        return token_of(a, pass, row < pass.rows ? row : pass.rows - 1);
+    }
 };
 
-// Waits for the warp's stage, by the whole warp.
-template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item) {
+// Waits for the warp's stage, by the whole warp. written: consumers may have written there, too (release_written).
+template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, bool written) {
     if (threadIdx.x % 32 == 0) {
         if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+        else if (written) prim::mbarrier_wait_cluster_acquire(&ring.empty[at.stage], at.parity ^ 1);
         else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
         ring.item[at.stage] = item;
     }
@@ -121,6 +125,16 @@ template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 s
     if (lane >= CLUSTER) return;
     if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
     else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
+}
+
+// The same of a stage that its lanes have written. Another block's copies must not meet what they wrote.
+template <u32 CLUSTER> __device__ __forceinline__ void release_written(Ring& ring, u32 stage) {
+    prim::fence_proxy_async();
+    prim::syncwarp();
+    const u32 lane = threadIdx.x % 32;
+    if (lane >= CLUSTER) return;
+    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
+    else prim::mbarrier_arrive_cluster_release(&ring.empty[stage], lane);
 }
 
 // The item that begins with the stage at `at`, by whole warps.

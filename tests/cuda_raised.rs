@@ -7,7 +7,7 @@ mod common;
 use common::compare::bits;
 use common::room::{self, row_eps};
 use common::suite::{self, Got};
-use common::{Logits, OwnedUpstream, Spec, Tensors};
+use common::{OwnedUpstream, Spec, Tensors};
 use cut_cross_entropy::plan::{KernelFamily, Workload};
 use cut_cross_entropy::{CceOptions, CudaStaged, DType, GradientFilter, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Async, Config, Order};
@@ -40,18 +40,9 @@ fn unchecked() -> Config {
 /// Both forwards, with the type of their inputs.
 const KERNELS: [(KernelFamily, DType); 2] = [(KernelFamily::Portable, DType::F32), (KernelFamily::Hopper, DType::BF16)];
 
-/// Rows that are flat, and rows that are sure of their target, one of the first 100 classes.
+/// Of few columns, some tokens sure of their target.
 fn flat_and_sharp(tokens: usize, is_sharp: impl Fn(usize) -> bool, dtype: DType) -> Tensors {
-    let (hidden, vocab) = (8, VOCAB);
-    let mut tensors = Spec { logits: Logits::Flat, dtype, ..Spec::new(tokens, hidden, vocab) }.generate();
-    for i in (0..tokens).filter(|&i| is_sharp(i)) {
-        let class = tensors.targets[i] as usize % 100;
-        tensors.targets[i] = class as i64;
-        let row: Vec<f32> = tensors.classifier.to_f32_vec()[class * hidden..][..hidden].to_vec();
-        let norm: f32 = row.iter().map(|c| c * c).sum();
-        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
-    }
-    tensors
+    room::flat_and_sharp(Spec { dtype, ..Spec::new(tokens, 8, VOCAB) }, 100, is_sharp)
 }
 
 fn workload(dtype: DType, kernels: KernelFamily) -> Workload {
@@ -182,12 +173,16 @@ fn row_blocks_that_are_done_again_by_one_worker_do_not_meet() {
 #[test]
 fn blocks_that_overflow_under_a_threshold_are_exact_beside_others_that_are_sparse() {
     // Until a row has summed up 64 equal classes, each of them may reach the threshold.
-    let (_guard, backend) = emulated(&checked());
-    let tensors = flat_and_sharp(150, |i| i >= 128, DType::F32);
-    let options = CceOptions { filter: GradientFilter::Threshold { eps: EPS }, ..CceOptions::default() };
-    let (got, rows) = check(&backend, &tensors, &options);
-    assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0));
-    assert!(rows[..128].iter().all(|&eps| eps == 0.0) && rows[128..].iter().all(|&eps| eps == EPS), "{rows:?}");
+    for (family, dtype) in KERNELS {
+        let (_guard, backend) = emulated(&checked());
+        let tensors = flat_and_sharp(150, |i| i >= 128, dtype);
+        let options = CceOptions { filter: GradientFilter::Threshold { eps: EPS }, ..CceOptions::default() };
+        let (got, rows) = check(&backend.with_kernels(family), &tensors, &options);
+        assert_eq!((got.telemetry.exact_rows, got.telemetry.raised_rows), (128, 0), "{family}");
+        let is_exact = |&eps: &f32| eps == 0.0;
+        assert!(rows[..128].iter().all(is_exact) && rows[128..].iter().all(|&eps| eps == EPS), "{family}: {rows:?}");
+        assert_eq!(emulator::take_reports(), Vec::<String>::new());
+    }
 }
 
 #[test]

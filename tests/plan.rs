@@ -357,7 +357,7 @@ fn sizes_are_their_formulas() {
         }
         // The exact kernel needs a tile of classes for every row that may come to it.
         let rows = n.next_multiple_of(BLOCK_N);
-        assert!(plan.exact_gradients_elements >= rows * BLOCK_V);
+        assert!(plan.exact_gradients_elements >= rows * if plan.hopper { 256 } else { BLOCK_V });
         assert_eq!(plan.exact_panel_rows as usize % BLOCK_N, 0);
         assert!(!plan.dense || plan.exact_panel_rows as usize >= n);
         // Every row's target fits, whatever else.
@@ -448,7 +448,7 @@ fn plans_are_equal_where_their_inputs_are_and_print_themselves() {
         "round 5: 500 tiles of 256 classes",
         "lce_forward_sm90_cluster_bf16",
         "hopper: clusters of 2, lead 2, ",
-        "lce_exact_bf16",
+        "lce_exact_sm90_bf16",
         "fill pools",
         "MiB  workspace",
     ];
@@ -480,7 +480,7 @@ fn the_hopper_kernels_are_chosen_where_they_fit_and_refused_where_they_do_not() 
 }
 
 #[test]
-fn the_exact_path_is_hoppers_where_every_row_takes_it() {
+fn the_exact_path_is_hoppers_where_the_forward_is() {
     let exact = |workload: &Workload, kernels| {
         let plan = LaunchPlan::new(&workload.with_kernels(kernels), &DeviceInfo::H200).expect("fits");
         let launch = launches(&plan).find(|launch| launch.kernel.cooperative).expect("an exact kernel").clone();
@@ -495,7 +495,11 @@ fn the_exact_path_is_hoppers_where_every_row_takes_it() {
     assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
     assert_eq!(exact(&dense, tuned(true)).0, "lce_exact_sm90_cluster_bf16");
     assert_eq!(exact(&dense, KernelFamily::Portable.into()).0, "lce_exact_bf16");
-    assert_eq!(exact(&sparse, KernelFamily::Auto.into()).0, "lce_exact_bf16"); // for rows that overflow
+    // For rows that overflow: 8 MiB, whatever the chunk where every row is exact.
+    assert_eq!(exact(&sparse, KernelFamily::Auto.into()), ("lce_exact_sm90_bf16".into(), 4 << 20));
+    assert_eq!(exact(&sparse, chunk(16)), ("lce_exact_sm90_bf16".into(), 4 << 20));
+    assert_eq!(exact(&sparse, tuned(true)).0, "lce_exact_sm90_cluster_bf16");
+    assert_eq!(exact(&sparse, KernelFamily::Portable.into()).0, "lce_exact_bf16");
 }
 
 #[test]

@@ -182,7 +182,7 @@ pub struct LaunchPlan {
     pub exact_gradients_elements: usize,
     /// Which blocks of rows and of classes are products of tensor cores in a backward that gathers.
     pub tiles: Tiles,
-    /// The forward is Hopper's, and so is the exact path where every row takes it.
+    /// The forward is Hopper's, and so is the exact path.
     pub hopper: bool,
     /// Most row blocks that go through the vocabulary together in Hopper's forward: their rows of E stay in the last cache.
     pub sweep_blocks: u32,
@@ -246,7 +246,7 @@ impl LaunchPlan {
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
             false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
         };
-        let class_tile = if hopper && dense { HOPPER_TILE } else { BLOCK_V };
+        let class_tile = if hopper { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
         let tiles = if dense { Tiles::Off } else { tiles(workload, device) };
         let workspace = Workspace::new(&Sizes {
@@ -412,7 +412,8 @@ impl LaunchPlan {
             let [owners, _] = classes(16);
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
-        if self.hopper && self.dense {
+        // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
+        if self.hopper {
             // Clusters where they are asked for: no measurement says yet whether they gain.
             match self.workload.kernels.tuning.cluster {
                 Some(true) if self.device.sm_count >= CLUSTER => {
@@ -421,7 +422,6 @@ impl LaunchPlan {
                 _ => steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]),
             }
         } else {
-            // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
             steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);
         }
         self.backward = steps.steps;

@@ -93,7 +93,7 @@ impl LaunchPlan {
                 Traffic { read: gathered_by_class * row_bytes + 8 * lists, ..none },
             ),
             (kernels::D_CLASSIFIER_TILES, class_tiles.tiles > 0, self.tile_traffic(class_tiles, false)),
-            (kernels::EXACT, any && exact_rows > 0 && !(self.hopper && self.dense), self.exact_traffic(exact_rows)),
+            (kernels::EXACT, any && exact_rows > 0 && !self.hopper, self.exact_traffic(exact_rows)),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()

@@ -1,12 +1,31 @@
 //! The suite on a CUDA device whose rows have hardly any room for candidates: rows with a larger ε, and exact ones, in every case.
 
 use super::cases::{self, Case};
-use super::suite;
+use super::{Logits, Spec, Tensors, suite};
 use cut_cross_entropy::{CudaStaged, DType, Forward, GradientFilter};
 
 /// The ε of each token; see `Forward::row_eps`.
 pub fn row_eps(forward: &Forward) -> Vec<f32> {
     CudaStaged::on_device(forward).expect("computed by it").row_eps().expect("readable")
+}
+
+/// Tokens whose softmax is flat, more of which passes than there is room for, and tokens that are sure of their target, one of the first
+/// `classes`.
+pub fn flat_and_sharp(spec: Spec, classes: usize, is_sharp: impl Fn(usize) -> bool) -> Tensors {
+    let stride = spec.hidden + spec.padding;
+    let mut tensors = Spec { logits: Logits::Flat, ..spec }.generate();
+    let classifier = tensors.classifier.to_f32_vec();
+    for i in 0..spec.tokens {
+        if !is_sharp(i) || tensors.targets[i] == spec.ignore_index {
+            continue;
+        }
+        let class = tensors.targets[i] as usize % classes;
+        tensors.targets[i] = class as i64;
+        let row = &classifier[class * stride..][..spec.hidden];
+        let norm: f32 = row.iter().map(|c| c * c).sum();
+        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
+    }
+    tensors
 }
 
 /// The cases of the suite that this is for. Of forwards without capture only the backward knows about rows.
