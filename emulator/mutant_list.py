@@ -325,7 +325,6 @@ HOPPER = [
     mutant("passes: tokens of a panel counted from the first", BLOCKS, "a.saved.exact_row[pass.first + row]", "a.saved.exact_row[row]", "exact_sm90", PANELS),
     mutant("passes: a phase replaced while others work on it", EXACT90, "        prim::named_barrier_sync(BARRIER_BLOCK, THREADS);            // nobody works on this phase any more\n", "", "exact_sm90", PANELS),
     mutant("passes: dC without a pass over all rows", PASSES, "1, 0, 0, left <= panel_rows && !wants_columns(a)}", "1, 0, 0, left <= panel_rows}", "exact_sm90", PANELS),
-    mutant("passes: a panel as last pass is not the last", PASSES, "left <= panel_rows && !wants_columns(a)}", "0}", "exact_sm90", "cuda_exact_rows each_gradient"),
     mutant("gathered: no proxy fence", GATHER, "    prim::fence_proxy_async();\n", "", "forward_sm90", CLUSTERS),
     mutant("gathered: handed on before the copies have arrived", GATHER, "prim::cp_async_wait<0>();", "prim::cp_async_wait<1>();", "forward_sm90", CLUSTERS),
     mutant("gathered: lane 0 hands on for lanes that still wait", GATHER, "    prim::syncwarp();\n", "", "forward_sm90", CLUSTERS),

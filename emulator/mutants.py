@@ -111,7 +111,7 @@ def check():
 def run_test(executables, test, **variables):
     """What caught it: the kind of the first report, what else failed, or "" where the test passed. And all it said."""
     name, _, argument = test.partition(" ")
-    if name in ("cuda_hopper", "cuda_tiles"):     # name of a test, and its cases
+    if name in ("cuda_exact_rows", "cuda_hopper", "cuda_tiles"):     # name of a test, and its cases
         of_test, _, cases = argument.partition("/")
         command, extra = [executables[name], of_test], {"CCE_CASES": cases} if cases else {}
     elif name in executables:

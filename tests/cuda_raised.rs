@@ -42,7 +42,7 @@ const KERNELS: [(KernelFamily, DType); 2] = [(KernelFamily::Portable, DType::F32
 
 /// Of few columns, some tokens sure of their target.
 fn flat_and_sharp(tokens: usize, is_sharp: impl Fn(usize) -> bool, dtype: DType) -> Tensors {
-    room::flat_and_sharp(Spec { dtype, ..Spec::new(tokens, 8, VOCAB) }, 100, is_sharp)
+    room::flat_and_sharp(Spec { dtype, ..Spec::new(tokens, 8, VOCAB) }, 100, 40.0, is_sharp)
 }
 
 fn workload(dtype: DType, kernels: KernelFamily) -> Workload {

@@ -9,9 +9,9 @@ pub fn row_eps(forward: &Forward) -> Vec<f32> {
     CudaStaged::on_device(forward).expect("computed by it").row_eps().expect("readable")
 }
 
-/// Tokens whose softmax is flat, more of which passes than there is room for, and tokens that are sure of their target, one of the first
-/// `classes`.
-pub fn flat_and_sharp(spec: Spec, classes: usize, is_sharp: impl Fn(usize) -> bool) -> Tensors {
+/// Tokens whose softmax is flat, more of which passes than there is room for, and tokens whose target, one of the first `classes`, has this
+/// logit beside others of about 0.
+pub fn flat_and_sharp(spec: Spec, classes: usize, logit: f32, is_sharp: impl Fn(usize) -> bool) -> Tensors {
     let stride = spec.hidden + spec.padding;
     let mut tensors = Spec { logits: Logits::Flat, ..spec }.generate();
     let classifier = tensors.classifier.to_f32_vec();
@@ -23,7 +23,7 @@ pub fn flat_and_sharp(spec: Spec, classes: usize, is_sharp: impl Fn(usize) -> bo
         tensors.targets[i] = class as i64;
         let row = &classifier[class * stride..][..spec.hidden];
         let norm: f32 = row.iter().map(|c| c * c).sum();
-        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, 40.0 * c / norm));
+        row.iter().enumerate().for_each(|(k, c)| tensors.set_embedding(i, k, logit * c / norm));
     }
     tensors
 }
