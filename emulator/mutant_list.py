@@ -2,7 +2,7 @@
 
 A test is `case/filter` of tests/common/cases.rs under the checker (filter: 0 exact, 1 unbiased with a large eps, 2 the default, 3 threshold), or
 `kernels name` or `hopper name`, a test of emulator/tests, `cuda_hopper name/cases` or `cuda_tiles name/cases`, a test of that file in
-tests/ with some of its cases, or `cuda_raised name`.
+tests/ with some of its cases, `cuda_exact_rows name/cases` the same, or `cuda_raised name`.
 "(legal)" in a name: no alarm may be raised. A replacement in another file names it.
 """
 
@@ -98,6 +98,8 @@ SHIPPED = [
            "    if (k >= count) return;\n    Vec16 v[BATCH];", "    if (k >= 0) return;\n    Vec16 v[BATCH];", "d_classifier", "ignored_class_inside/1"),
     mutant("dC: two warps own a class", K + "d_classifier.cu",
            "block * CLASSES + threadIdx.x / 32 * WARP_CLASSES;", "block * CLASSES + threadIdx.x / 64 * WARP_CLASSES;", "d_classifier", "group_edge/1"),
+    mutant("exact: lists of classes behind the last read", K + "column_sum.cuh",
+           "return first + lane < classes ? list_of(a, first_class + first + lane).count : 0;", "return list_of(a, first_class + first + lane).count;", "exact", "cuda_exact_rows portable_kernels/ragged"),
     mutant("dC: shuffle inside a branch of the lanes", K + "column_sum.cuh",
            "if (k + i >= count) break;\n#pragma unroll\n            for (u32 p = 0", "if (k + i >= count || threadIdx.x % 32 > 30) break;\n#pragma unroll\n            for (u32 p = 0", "d_classifier", "two_tiles_plus_1/1"),
     mutant("dE: no barrier before entries are staged again", K + "d_embeddings.cu",
@@ -311,13 +313,15 @@ HOPPER = [
     mutant("exact, cluster: G of a tile that is not there stored", EXACT90, "if (CLUSTER == 1 || item.row < smem.work.row_tiles) store", "store", "exact_sm90", PAIRS),
     mutant("exact, cluster: G of a tile that is not there loaded", EXACT90, "CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1)", "item.row", "exact_sm90", PAIRS),
     mutant("merged: dC written into the ring before it is lent", OUTPUTS, "    for (u32 s = 0; s < STAGES; ++s, at.advance()) prim::mbarrier_wait(&smem.ring.full[at.stage], at.parity);\n", "    for (u32 s = 0; s < STAGES; ++s) at.advance();\n", "exact_sm90", BESIDE),
-    mutant("merged: fewer stages lent than taken", EXACT90, "work.has_sparse_rows ? STAGES : 0", "work.has_sparse_rows ? STAGES - 1 : 0", "exact_sm90", BESIDE),
+    mutant("merged: fewer stages lent than taken", EXACT90, "is_merged(work, item) ? STAGES : 0", "is_merged(work, item) ? STAGES - 1 : 0", "exact_sm90", BESIDE),
     mutant("merged: no proxy fence before the ring goes back", BLOCKS, "    prim::fence_proxy_async();\n", "", "exact_sm90", BESIDE),
     mutant("merged: the ring goes back for lanes that still read it", BLOCKS, "    prim::fence_proxy_async();\n    prim::syncwarp();\n", "    prim::fence_proxy_async();\n", "exact_sm90", BESIDE),
     mutant("merged, cluster: the ring goes back without a release", BLOCKS, "prim::mbarrier_arrive_cluster_release(", "prim::mbarrier_arrive_cluster(", "exact_sm90", BESIDE),
     mutant("merged, cluster: the ring comes back without an acquire", BLOCKS, "prim::mbarrier_wait_cluster_acquire(", "prim::mbarrier_wait_cluster(", "exact_sm90", BESIDE),
     mutant("merged: both consumers' classes in one place", OUTPUTS, "&smem.ring) + consumer * SIDE * MERGED_STRIDE", "&smem.ring)", "exact_sm90", BESIDE),
     mutant("merged: sparse rows of the first consumer's classes alone", OUTPUTS, "chunk.first_tile * COLUMNS + in_chunk, begin", "chunk.first_tile * COLUMNS + item.row * CLASS_TILE, begin", "exact_sm90", BESIDE),
+    mutant("merged: sparse rows of the first chunk's classes alone", OUTPUTS, "chunk.first_tile * COLUMNS + in_chunk, begin", "in_chunk, begin", "exact_sm90", BESIDE),
+    mutant("merged: bias of the first chunk's classes alone", OUTPUTS, "first_class = chunk.first_tile * COLUMNS + block * SIDE;", "first_class = block * SIDE;", "exact_sm90", BESIDE),
     mutant("merged: rows that end within a vector read whole", OUTPUTS, "if (gather::aligned(gather::embeddings<T>(a.problem)))", "if (true)", "exact_sm90", BESIDE_ODD),
     mutant("merged: no bias of sparse rows", OUTPUTS, "    if (smem.work.has_sparse_rows)\n", "    if (false)\n", "exact_sm90", BESIDE),
     mutant("merged: a consumer's barrier is both consumers'", OUTPUTS, "BARRIER_CONSUMER + int(threadIdx.x / WARPGROUP) - 1, WARPGROUP)", "BARRIER_CONSUMER, WARPGROUP)", "exact_sm90", BESIDE),

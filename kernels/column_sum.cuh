@@ -4,7 +4,7 @@
 //
 // A class's list lies in column_entries in whatever order its entries arrived; no floating-point sum may see that order.
 //     up to WARP_LIST entries   a warp ranks them in registers and gathers whole rows: most classes
-//     more ("popular")          a block marks the tokens of one segment after the other in shared memory, then gathers a range of
+//     more ("popular")          a team of threads marks the tokens of one segment after the other in shared memory, then gathers a range of
 //                               columns, its threads in groups that take batches of entries in turn
 #pragma once
 
@@ -222,50 +222,59 @@ __device__ __forceinline__ f64 popular_sum(float (&sum)[VECTOR<T>], Order& order
 
 // ---- a tile of classes x columns, for the exact path ----------------------------------------------------------------------
 // Adds what the sparse rows give to classes first_class .. + classes at columns [begin, end), begin a multiple of 8, to `tile`
-// [classes][stride] in shared memory, and to bias[classes] in shared memory where it is not null. By the whole team; the first and the last
-// thing it does is a barrier.
-template <class T, bool ALIGNED, class Team>
+// [classes][stride] in shared memory, and to bias[classes] in shared memory where it is not null. A popular class's list is put in order once
+// every SPAN columns. By the whole team; the first and the last thing it does is a barrier.
+template <class T, bool ALIGNED, u32 SPAN, class Team>
 __device__ __forceinline__ void add_to_tile(
     const LceArgs& a, Order& order, u32 first_class, u32 classes, u32 begin, u32 end, float* tile, u32 stride, float* bias
 ) {
     const Rows<T> rows = gather::embeddings<T>(a.problem);
-    const u32 thread = Team::thread();
+    const u32 thread = Team::thread(), lane = thread % 32;
+    const bool dense = a.backward.spread_sum != nullptr || a.backward.spread_total != nullptr;
+    // Entries of the lane's class among 32: mostly none, and a warp need not find that out class by class.
+    const auto count_of = [&](u32 first) { return first + lane < classes ? list_of(a, first_class + first + lane).count : 0; };
     Team::sync();
-    for (u32 c = thread / 32; c < classes; c += Team::THREADS / 32) {
-        const List list = list_of(a, first_class + c);
-        const bool dense = a.backward.spread_sum != nullptr || a.backward.spread_total != nullptr;
-        if (list.count > WARP_LIST || (list.count == 0 && !dense)) continue;
-        const float weight = logit_map::class_weight(a.problem, first_class + c);
-        const LceEntry entry = sorted(list);
-        for (u32 column0 = begin; column0 < end; column0 += 32 * VECTOR<T>) {
-            const u32 column = column0 + thread % 32 * VECTOR<T>;
-            float sum[1][VECTOR<T>] = {};
-            add_list<T, ALIGNED, 1>(sum, rows, entry, list.count, column, end);
-            finish(a, sum[0], weight, column, end);
-#pragma unroll
-            for (u32 i = 0; i < VECTOR<T>; ++i)
-                if (column + i < end) tile[c * stride + column + i - begin] += sum[0][i];
-        }
-        const f64 bias_sum = warp_sum(f64(entry.value));
-        if (bias != nullptr && thread % 32 == 0) bias[c] += finish_bias(a, bias_sum, weight);
-    }
-
-    constexpr u32 GROUP = 128 / VECTOR<T>;
-    for (u32 c = 0; c < classes; ++c) {
-        const List list = list_of(a, first_class + c);
-        if (list.count <= WARP_LIST) continue;
-        const float weight = logit_map::class_weight(a.problem, first_class + c);
-        for (u32 column0 = begin; column0 < end || column0 == begin; column0 += 128) {
-            float sum[VECTOR<T>];
-            const f64 bias_sum = popular_sum<T, ALIGNED, Team, GROUP>(sum, order, rows, list, column0, end);
-            if (thread < GROUP) {
-                const u32 column = column0 + thread * VECTOR<T>;
-                finish(a, sum, weight, column, end);
+    for (u32 first = 0; first < classes; first += 32) {
+        const u32 count = count_of(first);
+        u32 few = prim::ballot(first + lane < classes && count <= WARP_LIST && (count > 0 || dense));
+        for (; few != 0; few &= few - 1) {
+            const u32 c = first + u32(prim::ffs(few)) - 1;
+            if (c % (Team::THREADS / 32) != thread / 32) continue;
+            const List list = list_of(a, first_class + c);
+            const float weight = logit_map::class_weight(a.problem, first_class + c);
+            const LceEntry entry = sorted(list);
+            for (u32 column0 = begin; column0 < end; column0 += 32 * VECTOR<T>) {
+                const u32 column = column0 + lane * VECTOR<T>;
+                float sum[1][VECTOR<T>] = {};
+                add_list<T, ALIGNED, 1>(sum, rows, entry, list.count, column, end);
+                finish(a, sum[0], weight, column, end);
 #pragma unroll
                 for (u32 i = 0; i < VECTOR<T>; ++i)
-                    if (column + i < end) tile[c * stride + column + i - begin] += sum[i];
+                    if (column + i < end) tile[c * stride + column + i - begin] += sum[0][i];
             }
-            if (bias != nullptr && column0 == begin && thread == 0) bias[c] += finish_bias(a, bias_sum, weight);
+            const f64 bias_sum = warp_sum(f64(entry.value));
+            if (bias != nullptr && lane == 0) bias[c] += finish_bias(a, bias_sum, weight);
+        }
+    }
+
+    constexpr u32 GROUP = SPAN / VECTOR<T>;
+    for (u32 first = 0; first < classes; first += 32) {
+        for (u32 many = prim::ballot(count_of(first) > WARP_LIST); many != 0; many &= many - 1) {      // the same in every warp
+            const u32 c = first + u32(prim::ffs(many)) - 1;
+            const List list = list_of(a, first_class + c);
+            const float weight = logit_map::class_weight(a.problem, first_class + c);
+            for (u32 column0 = begin; column0 < end || column0 == begin; column0 += SPAN) {
+                float sum[VECTOR<T>];
+                const f64 bias_sum = popular_sum<T, ALIGNED, Team, GROUP>(sum, order, rows, list, column0, end);
+                if (thread < GROUP) {
+                    const u32 column = column0 + thread * VECTOR<T>;
+                    finish(a, sum, weight, column, end);
+#pragma unroll
+                    for (u32 i = 0; i < VECTOR<T>; ++i)
+                        if (column + i < end) tile[c * stride + column + i - begin] += sum[i];
+                }
+                if (bias != nullptr && column0 == begin && thread == 0) bias[c] += finish_bias(a, bias_sum, weight);
+            }
         }
     }
     Team::sync();

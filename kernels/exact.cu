@@ -290,9 +290,9 @@ __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, Prod
     float* to_bias = bias ? smem.bias : nullptr;
     // Rows of D elements may end within a vector though they begin at multiples of 16 bytes.
     if (ALIGNED && gather::aligned(gather::embeddings<T>(a.problem)))
-        column_sum::add_to_tile<T, ALIGNED, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
+        column_sum::add_to_tile<T, ALIGNED, TILE, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
     else
-        column_sum::add_to_tile<T, false, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
+        column_sum::add_to_tile<T, false, TILE, column_sum::Block<THREADS>>(a, smem.order, first_class, classes, item.column0, end, smem.staged, STAGED_STRIDE, to_bias);
 }
 
 __device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
@@ -347,7 +347,7 @@ __device__ __forceinline__ void begin_chunk(const LceArgs& a, Work& work, u32 fi
 __device__ __forceinline__ void begin_pass(const LceArgs& a, Work& work) {
     const u32 vocab_tiles = div_up(a.problem.vocab, TILE);
     work.row_tiles = div_up(work.pass.rows, TILE);
-    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(work.row_tiles) * TILE * TILE));
+    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (TILE * TILE)) / work.row_tiles;
     work.width = div_up(vocab_tiles, div_up(vocab_tiles, most_tiles)) * TILE;      // equal chunks
     begin_chunk(a, work, 0);
 }

@@ -1,5 +1,5 @@
 // What there is to do on the Hopper exact path: in each pass chunks of the vocabulary, in each chunk two phases, in these items, each a tile of
-// an output for one thread block, or two tiles of the same columns for a cluster.
+// an output for one thread block, or two tiles of the same columns for a cluster. And what of it lies in shared memory.
 #pragma once
 
 #include "exact_passes.cuh"
@@ -10,7 +10,7 @@ namespace blocks {
 
 constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
 constexpr u32 CLASS_TILE = ROWS;             // classes of a tile of dC
-enum Phase : u32 { GRADIENTS, PRODUCTS, PHASES };
+enum Phase : u32 { GRADIENTS, PRODUCTS };
 enum Kind : u32 { GRADIENT_TILE, D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
 
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return a / b + (a % b != 0); }
@@ -46,7 +46,7 @@ template <u32 CLUSTER> __device__ __forceinline__ void begin_pass(const LceArgs&
     w.pass = pass;
     w.row_tiles = div_up(pass.rows, ROWS);
     w.row_units = div_up(w.row_tiles, CLUSTER);
-    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (u64(w.row_tiles) * ROWS * COLUMNS));
+    const u32 most_tiles = u32(a.backward.exact_gradients_elements / (ROWS * COLUMNS)) / w.row_tiles;
     w.chunk_tiles = div_up(w.vocab_tiles, div_up(w.vocab_tiles, most_tiles));    // equal chunks
     begin_chunk(a.problem, w, 0);
 }
@@ -130,5 +130,9 @@ template <u32 CLUSTER> __device__ __forceinline__ void begin_next_phase(const Lc
     else if (!w.chunk.is_last) begin_chunk(a.problem, w, w.chunk.first_tile + w.chunk_tiles);
     else begin_pass<CLUSTER>(a, w, exact::next_pass(a, w.pass));
 }
+
+// Whether a tile of dC gets the sparse rows' share, too. It lies in all of the ring meanwhile (exact_outputs.cuh): the producer lends the
+// stages behind the item's own.
+__device__ __forceinline__ bool is_merged(const Work& w, const Item& item) { return item.kind == D_CLASSIFIER && w.has_sparse_rows; }
 
 }  // namespace blocks

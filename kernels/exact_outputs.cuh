@@ -146,10 +146,10 @@ __device__ __forceinline__ u32 classes_of(const Chunk& chunk, u32 first_class) {
     return first_class < chunk.classes ? smaller(SIDE, chunk.classes - first_class) : 0;
 }
 
-// The same with what sparse rows give to it. Their sums want registers, and columns side by side: the tile lies in shared memory meanwhile, in
-// the ring. The producer lends all stages, behind the item's own.
+// dC of 64 classes and 256 columns, with what sparse rows give to it. Their sums want registers, and columns side by side: the tile lies in
+// shared memory meanwhile, in the ring. The producer lends all stages, behind the item's own.
 constexpr u32 MERGED_STRIDE = COLUMNS + 4;           // words of a row: not all rows in the same banks
-static_assert(ROWS * MERGED_STRIDE * 4 <= STAGES * STAGE_BYTES, "a tile of dC in the ring");
+static_assert(ROWS * MERGED_STRIDE * 4 <= sizeof(Ring::a) + sizeof(Ring::b), "a tile of dC in the ring's stages");
 
 template <class T, u32 CLUSTER> __device__ __forceinline__ void store_merged_d_classifier(
     const LceArgs& a, Smem& smem, const Item& item, Cursor& at, const float (&acc)[ACCUMULATORS]
@@ -170,9 +170,9 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void store_merged_d_c
             store_pair(own + 8 * h * MERGED_STRIDE + 8 * c, acc[4 * c + 2 * h] * factor, acc[4 * c + 2 * h + 1] * factor);
     column_sum::Order& order = sparse_smem(smem, consumer).order;
     if (gather::aligned(gather::embeddings<T>(a.problem)))
-        column_sum::add_to_tile<T, true, Consumer>(a, order, first_class, classes, begin, end, tile, MERGED_STRIDE, nullptr);
+        column_sum::add_to_tile<T, true, COLUMNS, Consumer>(a, order, first_class, classes, begin, end, tile, MERGED_STRIDE, nullptr);
     else
-        column_sum::add_to_tile<T, false, Consumer>(a, order, first_class, classes, begin, end, tile, MERGED_STRIDE, nullptr);
+        column_sum::add_to_tile<T, false, COLUMNS, Consumer>(a, order, first_class, classes, begin, end, tile, MERGED_STRIDE, nullptr);
 
     const u32 column = begin + thread % (COLUMNS / 4) * 4;
     for (u32 k = thread / (COLUMNS / 4); k < classes && column < hidden; k += WARPGROUP / (COLUMNS / 4)) {
@@ -180,7 +180,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void store_merged_d_c
         const float values[4] = {prim::bits_f32(v.w[0]), prim::bits_f32(v.w[1]), prim::bits_f32(v.w[2]), prim::bits_f32(v.w[3])};
         sink::put<true>(a.d_classifier, u64(first_class + k) * hidden + column, values, hidden - column);
     }
-    for (u32 s = 0; s < STAGES; ++s) release_written<CLUSTER>(smem.ring, s);
+    release_written<CLUSTER>(smem.ring);
 }
 
 // dbias of 64 classes: a thread sums 8 classes over every 16th row, then the sums are added in order.
@@ -213,7 +213,7 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
         sparse.bias[thread] = total * smem.work.scale.up;
     }
     if (smem.work.has_sparse_rows)
-        column_sum::add_to_tile<T, true, Consumer>(a, sparse.order, first_class, classes, 0, 0, nullptr, 0, sparse.bias);
+        column_sum::add_to_tile<T, true, COLUMNS, Consumer>(a, sparse.order, first_class, classes, 0, 0, nullptr, 0, sparse.bias);     // no columns
     if (thread < classes) sink::put_one(a.d_bias, first_class + thread, sparse.bias[thread]);
     prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
 }

@@ -100,11 +100,6 @@ template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
     hopper::hand_on(full, A_BLOCKS * BYTES);
 }
 
-// What an item of dC takes of the ring besides: all of it, for its tile to lie in while the sparse rows' share is added (exact_outputs.cuh).
-__device__ __forceinline__ u32 lent_stages(const Work& work, const Item& item) {
-    return item.kind == D_CLASSIFIER && work.has_sparse_rows ? STAGES : 0;
-}
-
 // A phase.
 template <u32 CLUSTER> __device__ __forceinline__ void produce(const LceHopperArgs& a, Smem& smem, u32 rank, Cursor& at) {
     const Work& work = smem.work;
@@ -140,7 +135,7 @@ template <u32 CLUSTER> __device__ __forceinline__ void produce(const LceHopperAr
                 if (at.stage == warp) load_gradient_step<CLUSTER>(a, work, item, rows, ring, at, step, rank);
             }
         } else {
-            const u32 stages = item.steps + lent_stages(work, item);
+            const u32 stages = item.steps + (is_merged(work, item) ? STAGES : 0);
             for (u32 step = 0; step < stages; ++step, at.advance()) {
                 if (step == draws_at) draw(turn + 1);
                 if (at.stage != warp) continue;
@@ -312,7 +307,8 @@ template <class T> __device__ __forceinline__ void store_gradients(
 }
 
 // ---- consumers: a phase ---------------------------------------------------------------------------------------------------------
-// ahead: steps that consumer 1 begins and stays behind, so that one's epilogue falls into the other's products; below STAGES.
+// ahead: steps that consumer 1 begins behind and stays behind, so that one's epilogue falls into the other's products; below STAGES. Merged
+// tiles of dC are epilogues of both at once.
 template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const LceArgs& a, u32 ahead, Smem& smem, Cursor& at) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
     Ring& ring = smem.ring;
@@ -349,10 +345,10 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const Lc
             store_d_embeddings(a, smem, item, acc);
         } else {
             multiply<T, CLUSTER, Major::MN, Major::MN>(acc, ring, at, item.steps, consumer, [] {}, meanwhile);
-            if (smem.work.has_sparse_rows) store_merged_d_classifier<T, CLUSTER>(a, smem, item, at, acc);
+            if (is_merged(smem.work, item)) store_merged_d_classifier<T, CLUSTER>(a, smem, item, at, acc);
             else store_d_classifier(a, smem, item, acc);
         }
-        ahead = 0;                           // from the phase's second item on it is kept
+        ahead = 0;                           // once begun, it is kept
     }
     if (thread == 0) prim::bulk_wait<0>();       // G has been written
 }

@@ -9,7 +9,7 @@
 //
 // acc[4 c + i] of thread t of consumer w is row 64 w + 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 c + 2 (t % 4) + i % 2 of the product.
 //
-// full[s]: the bytes of stage s have landed. empty[s]: every warp of both consumers has read it. In a cluster the blocks have different
+// full[s]: the bytes of stage s have landed, or it is lent without any. empty[s]: every warp of both consumers has read it, or given it back. In a cluster the blocks have different
 // A and the same B: each loads its part of B into all of them, so that empty counts the warps of all blocks, which take the same steps.
 #pragma once
 
@@ -127,14 +127,16 @@ template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 s
     else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
 }
 
-// The same of a stage that its lanes have written. Another block's copies must not meet what they wrote.
-template <u32 CLUSTER> __device__ __forceinline__ void release_written(Ring& ring, u32 stage) {
+// The same of all stages, which its lanes have written. Another block's copies must not meet what they wrote.
+template <u32 CLUSTER> __device__ __forceinline__ void release_written(Ring& ring) {
     prim::fence_proxy_async();
     prim::syncwarp();
     const u32 lane = threadIdx.x % 32;
     if (lane >= CLUSTER) return;
-    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-    else prim::mbarrier_arrive_cluster_release(&ring.empty[stage], lane);
+    for (u32 stage = 0; stage < STAGES; ++stage) {
+        if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
+        else prim::mbarrier_arrive_cluster_release(&ring.empty[stage], lane);
+    }
 }
 
 // The item that begins with the stage at `at`, by whole warps.

@@ -1,5 +1,5 @@
-// Rows of E that do not follow one another, on Hopper. The copy engine takes boxes of consecutive tokens; where some between are ignored a
-// warp gathers the rows itself, 16 bytes a lane, to where a box would put them:
+// Rows of E that do not follow one another, on Hopper. The copy engine takes boxes of consecutive tokens; where some between are ignored, or,
+// on the exact path, sparse rows, a warp gathers the rows itself, 16 bytes a lane, to where a box would put them:
 //
 //     block    rows of 128 bytes (64 columns) at a multiple of 1024 bytes, 16-byte chunk c of row r in place c ^ (r % 8)
 //

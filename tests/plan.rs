@@ -495,9 +495,10 @@ fn the_exact_path_is_hoppers_where_the_forward_is() {
     assert_eq!(exact(&dense, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256)); // a tile
     assert_eq!(exact(&dense, tuned(true)).0, "lce_exact_sm90_cluster_bf16");
     assert_eq!(exact(&dense, KernelFamily::Portable.into()).0, "lce_exact_bf16");
-    // For rows that overflow: 8 MiB, whatever the chunk where every row is exact.
+    // For rows that overflow: 8 MiB at most.
     assert_eq!(exact(&sparse, KernelFamily::Auto.into()), ("lce_exact_sm90_bf16".into(), 4 << 20));
     assert_eq!(exact(&sparse, chunk(16)), ("lce_exact_sm90_bf16".into(), 4 << 20));
+    assert_eq!(exact(&sparse, chunk(0)), ("lce_exact_sm90_bf16".into(), 8192 * 256));
     assert_eq!(exact(&sparse, tuned(true)).0, "lce_exact_sm90_cluster_bf16");
     assert_eq!(exact(&sparse, KernelFamily::Portable.into()).0, "lce_exact_bf16");
 }

@@ -33,7 +33,8 @@ pub struct Tuning {
     pub cluster: Option<bool>,
     /// Hopper: `lead=0` to `3`, steps of the main loop by which the second consumer starts behind the first.
     pub lead: u32,
-    /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time where every row takes it, at least a tile of classes.
+    /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time: at least a tile of classes and, where only some rows
+    /// take it, 8 MiB at most.
     pub chunk_mib: u32,
     /// Hopper: `sweep=80`, percent of the last cache that the rows of E of a sweep over the classifier may take; the classifier streams
     /// through the rest. The cache is two halves, and a row that multiprocessors of both read may be in either: 40 would be safe.

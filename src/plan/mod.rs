@@ -241,10 +241,13 @@ impl LaunchPlan {
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
         let block_entries = if capture { block_entries(tokens, vocab, room) } else { 0 };
         let element = workload.dtype.size_in_bytes();
+        let panel = padded_rows(tokens).min(OVERFLOW_PANEL);
+        let hopper_chunk = workload.kernels.tuning.chunk_mib as usize * MIB;
         let (panel, chunk_bytes) = match dense {
-            true if hopper => (padded_rows(tokens), workload.kernels.tuning.chunk_mib as usize * MIB),
+            true if hopper => (padded_rows(tokens), hopper_chunk),
             true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
-            false => (padded_rows(tokens).min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
+            false if hopper => (panel, OVERFLOW_CHUNK_BYTES.min(hopper_chunk)),
+            false => (panel, OVERFLOW_CHUNK_BYTES),
         };
         let class_tile = if hopper { HOPPER_TILE } else { BLOCK_V };
         let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unused_imports)] // each test binary uses its own part
 
+#[cfg(feature = "cuda")]
+pub mod beside;
 pub mod cases;
 pub mod compare;
 #[macro_use]
