@@ -257,6 +257,7 @@ SHIPPED = [
 RING, FORWARD90, CASES = K + "hopper_ring.cuh", K + "forward_sm90.cu", "cuda_hopper the_hopper_forward/bias,softcap"
 CLUSTERS = "cuda_hopper clusters_match"
 GATHER = K + "hopper_gather.cuh"
+PIPELINE = K + "hopper_pipeline.cuh"
 BLOCKS, EXACT90, EXACT = K + "hopper_blocks.cuh", K + "exact_sm90.cu", "cuda_hopper the_exact_path/bias,softcap"
 OUTPUTS, ITEMS, PASSES = K + "exact_outputs.cuh", K + "exact_items.cuh", K + "exact_passes.cuh"
 BESIDE, BESIDE_ODD, PANELS = [f"cuda_exact_rows hopper_kernels/{case}" for case in ("ragged,popular", "odd_columns", "panels")]
@@ -265,9 +266,9 @@ LONG = "cuda_hopper the_exact_path/runs_of_tokens,mostly_gaps"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
 PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
 HOPPER = [
-    mutant("cluster: a stage is free when one block has read it", K + "hopper_ring.cuh",
+    mutant("cluster: a stage is free when one block has read it", PIPELINE,
            "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "forward_sm90", CLUSTERS),
-    mutant("cluster: stages released in the own block alone", K + "hopper_ring.cuh",
+    mutant("cluster: stages released in the own block alone", PIPELINE,
            "if (lane >= CLUSTER) return;", "if (lane != prim::cluster_rank()) return;", "forward_sm90", CLUSTERS),
     mutant("cluster: both blocks load the same part of C", K + "hopper_ring.cuh",
            "for (u32 part = rank; part", "for (u32 part = 0; part", "forward_sm90", CLUSTERS),
@@ -286,7 +287,7 @@ HOPPER = [
     mutant("clusters: a block starts to load before the other has its barriers", FORWARD90, "rank = prim::cluster_rank();\n        prim::cluster_sync();", "rank = prim::cluster_rank();\n        __syncthreads();", "forward_sm90", CLUSTERS),
     mutant("exact: item read by lanes after lane 0 released its stage", BLOCKS, "    prim::syncwarp();                        // a lane may release the stage for all lanes\n", "", "exact_sm90", LONG),
     mutant("exact: stage released before its products are done", BLOCKS, "        prim::wgmma_wait<1>(acc);\n        release", "        release", "exact_sm90", LONG),
-    mutant("exact: blocks of MN-major B too near", BLOCKS, "MAJOR == Major::K ? 0 : BYTES", "MAJOR == Major::K ? 0 : BYTES / 2", "exact_sm90", EDGES),
+    mutant("exact: blocks of MN-major B too near", PIPELINE, "MAJOR == prim::Major::K ? 0 : leading", "MAJOR == prim::Major::K ? 0 : leading / 2", "exact_sm90", EDGES),
     mutant("exact: MN-major operands in steps of K-major ones", BLOCKS, "(MAJOR == Major::K ? 32 : 16 * 128) >> 4", "32 >> 4", "exact_sm90", EXACT),
     mutant("exact: rows that do not exist are the tokens behind the last", BLOCKS, " || (count < SIDE && end != a.problem.tokens)", "", "exact_sm90", "cuda_hopper what_an_ignored_token"),
     mutant("exact: tokens taken for a run by their first", BLOCKS, "end - first_token != count || ", "", "exact_sm90", EDGES),
@@ -307,17 +308,17 @@ HOPPER = [
     mutant("exact: items of a phase counted without those that are not there", ITEMS, "count_items<CLUSTER>(w) + gridDim.x;", "count_items<CLUSTER>(w);", "exact_sm90", EXACT),
     mutant("exact: the last column of an odd D left out", OUTPUTS, "begin != NO_ROW && column < columns", "begin != NO_ROW && column + 1 < columns", "exact_sm90", EDGES),
     mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CLUSTERS),
-    mutant("exact, cluster: a stage is free when one block has read it", BLOCKS, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
+    mutant("exact, cluster: a stage is free when one block has read it", PIPELINE, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
     mutant("exact, cluster: both blocks load the same part of B", EXACT90, "b = rank * PART + lane", "b = lane", "exact_sm90", PAIRS),
     mutant("exact, cluster: a block leaves while the other writes into it", EXACT90, "    if constexpr (CLUSTER > 1) {\n        prim::syncwarp();\n        prim::cluster_sync();\n    }\n", "", "exact_sm90", PAIRS),
     mutant("exact, cluster: G of a tile that is not there stored", EXACT90, "if (CLUSTER == 1 || item.row < smem.work.row_tiles) store", "store", "exact_sm90", PAIRS),
     mutant("exact, cluster: G of a tile that is not there loaded", EXACT90, "CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1)", "item.row", "exact_sm90", PAIRS),
     mutant("merged: dC written into the ring before it is lent", OUTPUTS, "    for (u32 s = 0; s < STAGES; ++s, at.advance()) prim::mbarrier_wait(&smem.ring.full[at.stage], at.parity);\n", "    for (u32 s = 0; s < STAGES; ++s) at.advance();\n", "exact_sm90", BESIDE),
     mutant("merged: fewer stages lent than taken", EXACT90, "is_merged(work, item) ? STAGES : 0", "is_merged(work, item) ? STAGES - 1 : 0", "exact_sm90", BESIDE),
-    mutant("merged: no proxy fence before the ring goes back", BLOCKS, "    prim::fence_proxy_async();\n", "", "exact_sm90", BESIDE),
-    mutant("merged: the ring goes back for lanes that still read it", BLOCKS, "    prim::fence_proxy_async();\n    prim::syncwarp();\n", "    prim::fence_proxy_async();\n", "exact_sm90", BESIDE),
-    mutant("merged, cluster: the ring goes back without a release", BLOCKS, "prim::mbarrier_arrive_cluster_release(", "prim::mbarrier_arrive_cluster(", "exact_sm90", BESIDE),
-    mutant("merged, cluster: the ring comes back without an acquire", BLOCKS, "prim::mbarrier_wait_cluster_acquire(", "prim::mbarrier_wait_cluster(", "exact_sm90", BESIDE),
+    mutant("merged: no proxy fence before the ring goes back", PIPELINE, "    prim::fence_proxy_async();\n", "", "exact_sm90", BESIDE),
+    mutant("merged: the ring goes back for lanes that still read it", PIPELINE, "    prim::fence_proxy_async();\n    prim::syncwarp();\n", "    prim::fence_proxy_async();\n", "exact_sm90", BESIDE),
+    mutant("merged, cluster: the ring goes back without a release", PIPELINE, "prim::mbarrier_arrive_cluster_release(", "prim::mbarrier_arrive_cluster(", "exact_sm90", BESIDE),
+    mutant("merged, cluster: the ring comes back without an acquire", PIPELINE, "prim::mbarrier_wait_cluster_acquire(", "prim::mbarrier_wait_cluster(", "exact_sm90", BESIDE),
     mutant("merged: both consumers' classes in one place", OUTPUTS, "&smem.ring) + consumer * SIDE * MERGED_STRIDE", "&smem.ring)", "exact_sm90", BESIDE),
     mutant("merged: sparse rows of the first consumer's classes alone", OUTPUTS, "chunk.first_tile * COLUMNS + in_chunk, begin", "chunk.first_tile * COLUMNS + item.row * CLASS_TILE, begin", "exact_sm90", BESIDE),
     mutant("merged: sparse rows of the first chunk's classes alone", OUTPUTS, "chunk.first_tile * COLUMNS + in_chunk, begin", "in_chunk, begin", "exact_sm90", BESIDE),

@@ -1,5 +1,5 @@
 // Products of any two row-major matrices on Hopper, whichever of their dimensions is summed over: everything comes in blocks of 64 x 64
-// elements. A warp a stage feeds a ring in shared memory, through the copy engine where it can, two warpgroups multiply with wgmma.
+// elements, through the pipeline.
 //
 //     stage    A  blocks 0, 1        128 rows of the product: block w is consumer w's
 //              B  blocks 2 .. 5      256 columns of the product
@@ -9,16 +9,27 @@
 //
 // acc[4 c + i] of thread t of consumer w is row 64 w + 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 c + 2 (t % 4) + i % 2 of the product.
 //
-// full[s]: the bytes of stage s have landed, or it is lent without any. empty[s]: every warp of both consumers has read it, or given it back. In a cluster the blocks have different
-// A and the same B: each loads its part of B into all of them, so that empty counts the warps of all blocks, which take the same steps.
+// In a cluster the blocks have different A and the same B: each loads its part of B into all of them, and all take the same steps. Stages may
+// be lent, without any bytes, for consumers to write into and give back.
 #pragma once
 
 #include "abi_sm90.h"
 #include "exact_passes.cuh"
 #include "hopper_gather.cuh"
+#include "hopper_pipeline.cuh"
 
 namespace blocks {
 
+using hopper::CONSUMERS;
+using hopper::Cursor;
+using hopper::STAGES;
+using hopper::THREADS;
+using hopper::WARPGROUP;
+using hopper::descriptor;
+using hopper::initialise;
+using hopper::release;
+using hopper::release_written;
+using hopper::wait_empty;
 using prim::Major;
 using prim::u8;
 
@@ -27,9 +38,7 @@ constexpr u32 SIDE = 64;                     // rows and columns of a block: a r
 constexpr u32 BYTES = SIDE * SIDE * 2;
 constexpr u32 ROWS = 128, COLUMNS = 256;     // of the product
 constexpr u32 A_BLOCKS = ROWS / SIDE, B_BLOCKS = COLUMNS / SIDE;
-constexpr u32 STAGES = 4;
 constexpr u32 STAGE_BYTES = (A_BLOCKS + B_BLOCKS) * BYTES;
-constexpr u32 CONSUMERS = 2, WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
 constexpr u32 ACCUMULATORS = COLUMNS / 2;    // of a thread
 static_assert(SIDE == SM90_TILE_D && COLUMNS == SM90_TILE_V, "a box of the tensor maps is a block");
 
@@ -43,25 +52,8 @@ struct Ring {
     u64 full[STAGES], empty[STAGES];
 };
 
-// Where a thread is in the ring: the stage, and the parity of the current lap.
-struct Cursor {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
-// By one thread, before a barrier of the block or cluster.
-template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
-    for (u32 s = 0; s < STAGES; ++s) {
-        prim::mbarrier_init(&ring.full[s], 1);
-        prim::mbarrier_init(&ring.empty[s], CLUSTER * CONSUMERS * WARPGROUP / 32);
-    }
-    prim::fence_mbarrier_init();
-}
-
 // ---- producer: a warp a stage -------------------------------------------------------------------------------------------------
-static_assert(STAGES == WARPGROUP / 32 && ROWS <= STAGES * SIDE, "warps of the producer, rows of a tile");
+static_assert(ROWS <= STAGES * SIDE, "a tile's rows in the table of tokens");
 
 template <u32 CLUSTER> __device__ __forceinline__ void load_box(u8* to, const prim::TensorMap* map, u64* full, u32 x, u32 y) {
     if constexpr (CLUSTER == 1) prim::tma_load_2d(to, map, full, int(x), int(y), prim::L2::Normal);
@@ -92,12 +84,10 @@ struct Rows {
     }
 };
 
-// Waits for the warp's stage, by the whole warp. written: consumers may have written there, too (release_written).
+// Waits for the warp's stage, by the whole warp. written: see wait_empty.
 template <u32 CLUSTER> __device__ __forceinline__ void begin_stage(Ring& ring, const Cursor& at, const Item& item, bool written) {
     if (threadIdx.x % 32 == 0) {
-        if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
-        else if (written) prim::mbarrier_wait_cluster_acquire(&ring.empty[at.stage], at.parity ^ 1);
-        else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
+        wait_empty<CLUSTER>(ring, at, written);
         ring.item[at.stage] = item;
     }
     prim::syncwarp();
@@ -110,34 +100,8 @@ __device__ __forceinline__ void expect(Ring& ring, u32 stage, u32 bytes) {
 }
 
 // ---- consumers: a warpgroup each ------------------------------------------------------------------------------------------------
-// Matrix descriptor of blocks that follow one another: eight rows are one pattern of 1024 bytes, swizzle of 128 bytes. MN-major, the
-// leading dimension goes from block to block.
-template <Major MAJOR> __device__ __forceinline__ u64 descriptor(const u8* block) {
-    const u64 leading = MAJOR == Major::K ? 0 : BYTES;
-    return u64(prim::smem_addr(block) & 0x3ffff) >> 4 | leading >> 4 << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;
-}
 // From one k16 to the next, in units of a descriptor.
 template <Major MAJOR> constexpr u32 K16 = (MAJOR == Major::K ? 32 : 16 * 128) >> 4;
-
-// By a warp, when all its lanes have read the stage. In a cluster lane r tells block r.
-template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= CLUSTER) return;
-    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
-}
-
-// The same of all stages, which its lanes have written. Another block's copies must not meet what they wrote.
-template <u32 CLUSTER> __device__ __forceinline__ void release_written(Ring& ring) {
-    prim::fence_proxy_async();
-    prim::syncwarp();
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= CLUSTER) return;
-    for (u32 stage = 0; stage < STAGES; ++stage) {
-        if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-        else prim::mbarrier_arrive_cluster_release(&ring.empty[stage], lane);
-    }
-}
 
 // The item that begins with the stage at `at`, by whole warps.
 __device__ __forceinline__ Item next_item(Ring& ring, const Cursor& at) {
@@ -151,7 +115,7 @@ __device__ __forceinline__ Item next_item(Ring& ring, const Cursor& at) {
 template <class T, Major A, Major B>
 __device__ __forceinline__ void multiply_stage(float (&acc)[ACCUMULATORS], Ring& ring, const Cursor& at, u32 consumer, bool accumulate) {
     prim::mbarrier_wait(&ring.full[at.stage], at.parity);
-    const u64 a = descriptor<A>(ring.a[at.stage][consumer]), b = descriptor<B>(ring.b[at.stage][0]);
+    const u64 a = descriptor<A>(ring.a[at.stage][consumer], BYTES), b = descriptor<B>(ring.b[at.stage][0], BYTES);
     prim::wgmma_fence();
 #pragma unroll
     for (u32 k = 0; k < SIDE / 16; ++k) prim::wgmma_m64k16<T, int(COLUMNS), A, B>(acc, a + k * K16<A>, b + k * K16<B>, accumulate || k > 0);

@@ -1,5 +1,4 @@
-// Tiles of E·Cᵀ on Hopper: a warp a stage feeds a ring in shared memory, through the copy engine where it can, two warpgroups
-// multiply with wgmma. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
+// Tiles of E·Cᵀ on Hopper, by the pipeline. A tile is 128 rows x 256 classes; a step takes 64 columns of every row.
 //
 //        256 classes               stage: 128 + 256 rows of 128 bytes, each operand K-major under the 128-byte swizzle:
 //    0 ┌─────────────┐             16-byte chunk c of the row at address a lies in place c ^ (a / 128 % 8)
@@ -8,13 +7,12 @@
 //      │ consumer 1  │                                           and class  8 c + 2 (t % 4) + i % 2 of the tile.
 //  128 └─────────────┘
 //
-// full[s]: the bytes of stage s have landed. empty[s]: every warp of every consumer that reads stage s has read it.
-// In a cluster the blocks have different rows and the same classes: each loads its part of C into all of them, so that empty
-// counts the warps of all blocks.
+// In a cluster the blocks have different rows and the same classes: each loads its part of C into all of them.
 #pragma once
 
 #include "abi_sm90.h"
 #include "hopper_gather.cuh"
+#include "hopper_pipeline.cuh"
 #include "hopper_schedule.cuh"
 
 namespace hopper {
@@ -23,9 +21,7 @@ using prim::u8;
 
 // ---- shape --------------------------------------------------------------------------------------------------------
 constexpr u32 TILE_V = SM90_TILE_V, TILE_D = SM90_TILE_D;
-constexpr u32 STAGES = 4;
-constexpr u32 CONSUMERS = 2, CONSUMER_ROWS = BLOCK_N / CONSUMERS;
-constexpr u32 WARPGROUP = 128, THREADS = WARPGROUP * (1 + CONSUMERS);
+constexpr u32 CONSUMER_ROWS = BLOCK_N / CONSUMERS;
 constexpr u32 ROW_BYTES = TILE_D * 2;
 constexpr u32 STAGE_BYTES = (BLOCK_N + TILE_V) * ROW_BYTES;
 constexpr u32 CLASS_BOX = 128;               // rows of a box of C
@@ -38,26 +34,7 @@ struct Ring {
     u64 full[STAGES], empty[STAGES];
 };
 
-// Where a thread is in the ring: the stage, and the parity of the current lap.
-struct Cursor {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
-// By one thread, before a barrier of the block or cluster.
-template <u32 CLUSTER> __device__ __forceinline__ void initialise(Ring& ring) {
-    for (u32 s = 0; s < STAGES; ++s) {
-        prim::mbarrier_init(&ring.full[s], 1);
-        prim::mbarrier_init(&ring.empty[s], CLUSTER * CONSUMERS * WARPGROUP / 32);
-    }
-    prim::fence_mbarrier_init();
-}
-
 // ---- producer: a warp a stage ------------------------------------------------------------------------------------------
-static_assert(STAGES == WARPGROUP / 32, "warps of the producer");
-
 // The rows of a tile are the next 128 tokens that are not ignored. Mostly these follow one another: one box. Otherwise the warp gathers them.
 // Rows that are not there are masked: a box has what follows, outside of E zeros, and what is gathered the last row again.
 struct TileRows {
@@ -90,8 +67,7 @@ __device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, C
             if (at.stage != warp) continue;
             if (threadIdx.x % 32 == 0) {
                 const int column = int(step * TILE_D);
-                if constexpr (CLUSTER == 1) prim::mbarrier_wait(&ring.empty[warp], at.parity ^ 1);
-                else prim::mbarrier_wait_cluster(&ring.empty[warp], at.parity ^ 1);
+                wait_empty<CLUSTER>(ring, at, false);
                 if (!rows.gathered) {
                     prim::mbarrier_arrive_expect_tx(full, STAGE_BYTES);
                     prim::tma_load_2d(ring.rows[warp], &a.embeddings, full, column, int(rows.first_token), prim::L2::EvictLast);
@@ -113,19 +89,6 @@ __device__ __forceinline__ void load_tiles(const LceHopperArgs& a, Ring& ring, C
 }
 
 // ---- consumers --------------------------------------------------------------------------------------------------------
-// Matrix descriptor of a K-major tile at a multiple of 1024 bytes: 8 rows are one pattern of 1024 bytes, swizzle 128 bytes.
-__device__ __forceinline__ u64 descriptor(const u8* tile) {
-    return u64(prim::smem_addr(tile) & 0x3ffff) >> 4 | u64(1024 >> 4) << 32 | u64(1) << 62;
-}
-
-// By a warp: stage has been read. In a cluster lane r tells block r.
-template <u32 CLUSTER> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= CLUSTER) return;
-    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
-}
-
 // One tile, by a consumer. Two groups of products are in flight: a stage is released when the next one's have been issued and
 // its own are done. `meanwhile(step)` runs while the products of the step do.
 template <class T, u32 CLUSTER, class Meanwhile>
@@ -134,8 +97,8 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[4 * MMA_V], Ring& rin
     u32 previous = 0;
     for (u32 step = 0; step < steps; ++step, at.advance()) {
         prim::mbarrier_wait(&ring.full[at.stage], at.parity);
-        const u64 rows = descriptor(&ring.rows[at.stage][consumer * CONSUMER_ROWS * ROW_BYTES]);
-        const u64 classes = descriptor(ring.classes[at.stage]);
+        const u64 rows = descriptor<prim::Major::K>(&ring.rows[at.stage][consumer * CONSUMER_ROWS * ROW_BYTES], 0);
+        const u64 classes = descriptor<prim::Major::K>(ring.classes[at.stage], 0);
         prim::wgmma_fence();
 #pragma unroll
         for (u32 k = 0; k < TILE_D / 16; ++k)
