@@ -4,6 +4,7 @@
     python3 kernels/check.py                      sm_80 and sm_120, sm_90a for *_sm90*.cu
     python3 kernels/check.py --all                every architecture that this nvcc knows and the library ships
     python3 kernels/check.py --arch 80,86 exact   some architectures; files whose name contains a word
+    python3 kernels/check.py --ptx target/ptx     with the PTX for sm_80 and sm_90a that emulator/ptx.sh has just made there
 
 Prints kernel x architecture: registers, static shared memory, and what is wrong. nvcc: --nvcc, $NVCC, $CUDA_HOME, the PATH, or what
 emulator/toolchain.sh installs. Needs nothing but Python.
@@ -36,12 +37,14 @@ def find_nvcc(given):
     return f"{folder}/bin/nvcc"
 
 
-def compile_one(nvcc, source, arch, folder):
+def compile_one(nvcc, source, arch, folder, ptx):
     """(function: (registers, shared, stack, spills)), the warnings, seconds"""
     out = folder / f"{source.stem}-{arch}.cubin"
+    made = Path(ptx) / f"{source.stem}.ptx" if ptx and arch in ("80", "90a") else None
+    text = made if made and made.is_file() and f".target sm_{arch}\n" in made.read_text() else source
     began = time.time()
     done = subprocess.run(
-        [nvcc, "-std=c++17", "-lineinfo", "-cubin", f"-arch=sm_{arch}", "-I", ROOT / "kernels", "-Xptxas", "-v", "-o", out, source],
+        [nvcc, "-std=c++17", "-lineinfo", "-cubin", f"-arch=sm_{arch}", "-I", ROOT / "kernels", "-Xptxas", "-v", "-o", out, text],
         capture_output=True, text=True)
     if done.returncode:
         return {}, [f"{source.name} for sm_{arch} does not compile:\n{done.stderr}"], time.time() - began
@@ -66,6 +69,7 @@ def main():
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--arch")
     parser.add_argument("--nvcc")
+    parser.add_argument("--ptx", metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--times", action="store_true", help="print how long each file took")
     options = parser.parse_args()
@@ -78,7 +82,7 @@ def main():
     work.sort(key=lambda w: -w[0].stat().st_size)                  # long ones first
     began, bad = time.time(), []
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda w: compile_one(nvcc, *w, Path(folder)), work))
+        results = list(pool.map(lambda w: compile_one(nvcc, *w, Path(folder), options.ptx), work))
     table, columns = {}, []
     for (source, arch), (functions, warnings, seconds) in zip(work, results):
         bad += warnings

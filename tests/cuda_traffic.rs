@@ -33,6 +33,7 @@ fn cases() -> Vec<Case> {
     };
     let padded = |case: Case| Case { spec: Spec { padding: 2, ..case.spec }, aligned: false, ..case };
     let biased = |case: Case| Case { spec: Spec { bias: true, ..case.spec }, ..case };
+    let without_gaps = |case: Case| Case { spec: Spec { ignored: 0.0, ..case.spec }, ..case };
     let hopper = |cluster, case: Case| {
         let tuning = Tuning { cluster: Some(cluster), ..Tuning::default() };
         Case { kernels: KernelChoice { family: KernelFamily::Hopper, tuning }, ..case }
@@ -50,6 +51,11 @@ fn cases() -> Vec<Case> {
         biased(case("exact, 32 bits, one step of columns", (40, 12, 300), DType::F32, GradientFilter::Exact)),
         padded(case("exact, rows anywhere", (40, 61, 150), DType::BF16, GradientFilter::Exact)),
         hopper(false, case("Hopper, a ragged step and a ragged tile", (150, 328, 700), DType::BF16, sparse)),
+        hopper(false, biased(case("Hopper exact, gathered", (150, 328, 700), DType::F16, GradientFilter::Exact))),
+        hopper(
+            true,
+            without_gaps(biased(case("Hopper exact, clusters", (290, 72, 600), DType::BF16, GradientFilter::Exact))),
+        ),
         hopper(true, case("Hopper, a cluster of which one block has no rows", (290, 72, 260), DType::F16, sparse)),
     ]
 }
@@ -113,14 +119,18 @@ fn tiles(problem: &Problem<'_>, tiles: Tiles, kept: u64) -> [TileEntries; 2] {
     [side(|e| e.0, |e| e.1, true), side(|e| e.1, |e| e.0, false)]
 }
 
-/// What a kernel may copy that is not claimed: where Hopper's forward gathers the rows of a block that is not full, it repeats the last.
+/// What a kernel may copy that is not claimed: where Hopper's gather the rows of a block that is not full, they repeat the last. The exact
+/// path does so for each tile of 256 classes, and for dC for each of 128; a block without any row is not gathered.
 fn repeated(case: &Case, plan: &LaunchPlan, entry_point: &str, entries: &Entries) -> u64 {
-    if !entry_point.starts_with("lce_forward_sm90") {
-        return 0;
-    }
-    let tiles: u64 = plan.rounds.iter().map(|round| u64::from(round.num_tiles)).sum();
     let row_bytes = (case.spec.hidden * case.spec.dtype.size_in_bytes()) as u64;
-    tiles * (entries.rows.next_multiple_of(128) - entries.rows) * row_bytes
+    let tiles: u64 = plan.rounds.iter().map(|round| u64::from(round.num_tiles)).sum();
+    let classes = case.spec.vocab as u64;
+    let (times, block) = match entry_point {
+        e if e.starts_with("lce_forward_sm90") => (tiles, 128),
+        e if e.starts_with("lce_exact_sm90") => (classes.div_ceil(256) + classes.div_ceil(128), 64),
+        _ => return 0,
+    };
+    times * (entries.rows.next_multiple_of(block) - entries.rows) * row_bytes
 }
 
 /// What a kernel may read that is not claimed: of its rows and classes, not of their elements.

@@ -313,6 +313,11 @@ impl LaunchPlan {
         (u64::from(self.row_blocks) * tiles) as f64 / (u64::from(self.device.sm_count) * busiest) as f64
     }
 
+    /// Where they are asked for: no measurement says yet whether they gain.
+    fn exact_in_clusters(&self) -> bool {
+        self.hopper && self.workload.kernels.tuning.cluster == Some(true) && self.device.sm_count >= CLUSTER
+    }
+
     fn plan_forward(&mut self, smoothing: bool) {
         let tokens = self.workload.shape.tokens;
         let rows = |per_block: usize| [tokens.div_ceil(per_block) as u32, 1];
@@ -416,14 +421,10 @@ impl LaunchPlan {
             steps.launch(kernels::D_CLASSIFIER, [if owners > 0 { owners + 3 * self.device.sm_count } else { 0 }, 1]);
         }
         // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
-        if self.hopper {
-            // Clusters where they are asked for: no measurement says yet whether they gain.
-            match self.workload.kernels.tuning.cluster {
-                Some(true) if self.device.sm_count >= CLUSTER => {
-                    steps.launch(kernels::EXACT_HOPPER_CLUSTER, [self.device.sm_count / CLUSTER * CLUSTER, 1]);
-                }
-                _ => steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]),
-            }
+        if self.exact_in_clusters() {
+            steps.launch(kernels::EXACT_HOPPER_CLUSTER, [self.device.sm_count / CLUSTER * CLUSTER, 1]);
+        } else if self.hopper {
+            steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]);
         } else {
             steps.launch(kernels::EXACT, [self.device.exact_grid(self.workload.dtype), 1]);
         }

@@ -1,7 +1,7 @@
 //! What the kernels that do the work read and multiply, by formula. `tests/cuda_traffic.rs` holds the emulated GPU's counts
 //! to it; `cce info --device` prints it.
 
-use super::{BLOCK_N, BLOCK_V, LaunchPlan, kernels};
+use super::{BLOCK_N, BLOCK_V, CLUSTER, HOPPER_TILE, LaunchPlan, kernels};
 use crate::{DType, Shape};
 use std::borrow::Cow;
 
@@ -49,18 +49,27 @@ pub struct Traffic {
     pub wgmma: u64,
 }
 
+/// A pass over exact rows, and what it is for.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    rows: u64,
+    d_embeddings: bool,
+    d_classifier: bool,
+    d_bias: bool,
+}
+
 /// Bytes of a row in a stage of shared memory, and warps of a block, of all products.
 const STEP_BYTES: u64 = 64;
 const WARPS: u64 = 8;
 /// Side of the tiles of the exact path.
 const TILE: u64 = BLOCK_N as u64;
-/// Of Hopper's forward: warpgroups that multiply, columns of D of a step, and columns of a product.
+/// Of Hopper's kernels: warpgroups that multiply, columns of D of a step, and columns of a product.
 const CONSUMERS: u64 = 2;
 const STEP_COLUMNS: u64 = 64;
 const WGMMA_COLUMNS: u64 = 16;
 
 impl LaunchPlan {
-    /// Entry points of the kernels with the work, and what they claim. Nothing of Hopper's exact path.
+    /// Entry points of the kernels with the work, and what they claim. What sparse rows add to the exact path's classes does not count.
     pub fn traffic(&self, entries: &Entries) -> Vec<(Cow<'static, str>, Traffic)> {
         let gradients = self.workload.options.gradients;
         let bias = gradients.bias && self.workload.bias;
@@ -76,6 +85,7 @@ impl LaunchPlan {
         let lists = if bias { entries.kept } else { gathered_by_class };
         let parts = hidden.div_ceil(1024) as u64;
         let none = Traffic::default();
+        let (exact, pairs) = (any && exact_rows > 0, self.exact_in_clusters());
         let claims = [
             (kernels::FORWARD, !self.hopper, self.forward_traffic(entries.rows)),
             (kernels::FORWARD_HOPPER, self.hopper && self.cluster == 1, self.hopper_traffic(entries.rows)),
@@ -93,7 +103,9 @@ impl LaunchPlan {
                 Traffic { read: gathered_by_class * row_bytes + 8 * lists, ..none },
             ),
             (kernels::D_CLASSIFIER_TILES, class_tiles.tiles > 0, self.tile_traffic(class_tiles, false)),
-            (kernels::EXACT, any && exact_rows > 0 && !self.hopper, self.exact_traffic(exact_rows)),
+            (kernels::EXACT, exact && !self.hopper, self.exact_traffic(exact_rows)),
+            (kernels::EXACT_HOPPER, exact && self.hopper && !pairs, self.hopper_exact_traffic(exact_rows, 1)),
+            (kernels::EXACT_HOPPER_CLUSTER, exact && pairs, self.hopper_exact_traffic(exact_rows, CLUSTER.into())),
         ];
         let entry_point = |kernel: kernels::Kernel| kernel.entry_point(self.workload.dtype, self.workload.aligned);
         claims.into_iter().filter(|c| c.1).map(|(kernel, _, traffic)| (entry_point(kernel), traffic)).collect()
@@ -145,50 +157,101 @@ impl LaunchPlan {
         WARPS * 32 * if self.workload.dtype == DType::F32 { 3 } else { 1 }
     }
 
+    /// Passes over the exact rows, as `kernels/exact_passes.cuh` has them.
+    fn exact_passes(&self, exact_rows: u64) -> Vec<Pass> {
+        let (gradients, hidden) = (self.workload.options.gradients, self.workload.shape.hidden);
+        let panel = u64::from(self.exact_panel_rows);
+        let all = Pass {
+            rows: exact_rows,
+            d_embeddings: gradients.embeddings && hidden > 0,
+            d_classifier: gradients.classifier && hidden > 0,
+            d_bias: gradients.bias && self.workload.bias,
+        };
+        if exact_rows == 0 {
+            return Vec::new();
+        }
+        if !all.d_embeddings || exact_rows <= panel {
+            return vec![all];
+        }
+        let of_panel = |rows| Pass { rows, d_embeddings: true, d_classifier: false, d_bias: false };
+        let full = (0..exact_rows / panel).map(|_| panel);
+        let mut passes: Vec<Pass> = full.chain(Some(exact_rows % panel)).filter(|r| *r > 0).map(of_panel).collect();
+        passes.extend((all.d_classifier || all.d_bias).then_some(Pass { d_embeddings: false, ..all }));
+        passes
+    }
+
+    /// Chunks of the vocabulary in a pass, in tiles of `tile` classes.
+    fn exact_chunks(&self, row_tiles: u64, tile: u64) -> Vec<u64> {
+        let tiles = (self.workload.shape.vocab as u64).div_ceil(tile);
+        let most = self.exact_gradients_elements as u64 / (row_tiles * TILE * tile);
+        let of_chunk = tiles.div_ceil(tiles.div_ceil(most.max(1)).max(1)).max(1);
+        (0..tiles).step_by(of_chunk as usize).map(|first| of_chunk.min(tiles - first)).collect()
+    }
+
     fn exact_traffic(&self, exact_rows: u64) -> Traffic {
         let Shape { hidden, vocab, .. } = self.workload.shape;
-        let gradients = self.workload.options.gradients;
         let (hidden, vocab, element) = (hidden as u64, vocab as u64, self.workload.dtype.size_in_bytes() as u64);
-        let bias = gradients.bias && self.workload.bias;
-        let panel = u64::from(self.exact_panel_rows);
-        let d_embeddings = gradients.embeddings && hidden > 0;
-        let columns = gradients.classifier && hidden > 0 || bias;
-        // All rows at once; or panels of them for dE, and then one pass over all for dC and dbias.
-        let together = !d_embeddings || exact_rows <= panel;
-        if exact_rows == 0 {
-            return Traffic::default();
-        }
-        let mut passes = Vec::new();
-        if together {
-            passes.push((exact_rows, d_embeddings, columns));
-        } else {
-            let full = (0..exact_rows / panel).map(|_| panel);
-            passes.extend(full.chain(Some(exact_rows % panel)).filter(|r| *r > 0).map(|r| (r, true, false)));
-            passes.extend(columns.then_some((exact_rows, false, true)));
-        }
         let (class_tiles, column_tiles) = (vocab.div_ceil(BLOCK_V as u64), hidden.div_ceil(TILE));
         let steps_of_tile = TILE * element / STEP_BYTES;
         let mut total = Traffic::default();
-        for (rows, d_embeddings, columns) in passes {
-            let row_tiles = rows.div_ceil(TILE);
+        for pass in self.exact_passes(exact_rows) {
+            let row_tiles = pass.rows.div_ceil(TILE);
             let of_logits = self.logits(row_tiles, class_tiles);
             let cells = row_tiles * class_tiles * TILE * TILE * element; // of the logit gradients
             let products = row_tiles * class_tiles * column_tiles * steps_of_tile * self.mma_per_step();
             total.copied += of_logits.copied;
             total.mma += of_logits.mma;
-            if d_embeddings {
-                let most_tiles = self.exact_gradients_elements as u64 / (row_tiles * TILE * TILE);
-                let chunks = class_tiles.div_ceil(most_tiles.max(1));
-                total.read += chunks.saturating_sub(1) * rows * hidden * 4; // sums over the chunks before
+            if pass.d_embeddings {
+                let chunks = self.exact_chunks(row_tiles, BLOCK_V as u64).len() as u64;
+                total.read += (chunks - 1) * pass.rows * hidden * 4; // sums over the chunks before
                 total.copied += column_tiles * cells + row_tiles * vocab * hidden * element;
                 total.mma += products;
             }
-            if columns && gradients.classifier && hidden > 0 {
-                total.copied += column_tiles * cells + class_tiles * rows * hidden * element;
+            if pass.d_classifier {
+                total.copied += column_tiles * cells + class_tiles * pass.rows * hidden * element;
                 total.mma += products;
             }
-            if columns && bias {
-                total.read += class_tiles * rows * TILE * element;
+            if pass.d_bias {
+                total.read += class_tiles * pass.rows * TILE * element;
+            }
+        }
+        Traffic { read: total.read + total.copied, ..total }
+    }
+
+    /// As [`Self::exact_traffic`], in tiles of 128 rows or classes by 256 columns, a pair of them a cluster. Blocks of the logit gradients are
+    /// read whole, E and C within their bounds; in a cluster each block loads its own tile and both have one copy of what they share. Where
+    /// rows of E are gathered, the last again in place of those that are not there, and in a cluster by both blocks, that does not count.
+    fn hopper_exact_traffic(&self, exact_rows: u64, cluster: u64) -> Traffic {
+        let Shape { hidden, vocab, .. } = self.workload.shape;
+        let (hidden, vocab, element) = (hidden as u64, vocab as u64, self.workload.dtype.size_in_bytes() as u64);
+        let (columns, steps_of_columns) = (hidden.div_ceil(HOPPER_TILE as u64), hidden.div_ceil(STEP_COLUMNS));
+        let block = STEP_COLUMNS * STEP_COLUMNS * element;
+        let mut total = Traffic::default();
+        // Of items in units of `cluster` tiles; each step has two blocks of G, for a product.
+        let products = |total: &mut Traffic, units: u64, steps: u64, per_unit: u64| {
+            let steps = units * cluster * columns * steps;
+            total.copied += steps * CONSUMERS * block + units * per_unit;
+            total.wgmma += steps * CONSUMERS * (STEP_COLUMNS / WGMMA_COLUMNS);
+        };
+        for pass in self.exact_passes(exact_rows) {
+            let row_tiles = pass.rows.div_ceil(TILE);
+            let units = row_tiles.div_ceil(cluster);
+            let chunks = self.exact_chunks(row_tiles, HOPPER_TILE as u64);
+            let class_tiles: u64 = chunks.iter().sum();
+            total.copied += (units * vocab + class_tiles * pass.rows) * hidden * element;
+            total.wgmma +=
+                units * cluster * class_tiles * CONSUMERS * steps_of_columns * (STEP_COLUMNS / WGMMA_COLUMNS);
+            if pass.d_embeddings {
+                total.read += if chunks.len() > 1 { pass.rows * hidden * 4 } else { 0 }; // those between add in memory
+                products(&mut total, units, vocab.div_ceil(STEP_COLUMNS), vocab * hidden * element);
+            }
+            // Of the last tile of classes the second half may be beyond the vocabulary.
+            let class_units = (vocab.div_ceil(TILE)).div_ceil(cluster);
+            if pass.d_classifier {
+                products(&mut total, class_units, pass.rows.div_ceil(STEP_COLUMNS), pass.rows * hidden * element);
+            }
+            if pass.d_bias {
+                total.read += class_units * cluster * TILE * pass.rows * element;
             }
         }
         Traffic { read: total.read + total.copied, ..total }
