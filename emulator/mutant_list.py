@@ -264,6 +264,7 @@ BESIDE, BESIDE_ODD, PANELS = [f"cuda_exact_rows hopper_kernels/{case}" for case 
 GAPS = "cuda_hopper clusters_of_the_exact_path/one_row_block"
 LONG = "cuda_hopper the_exact_path/runs_of_tokens,mostly_gaps"
 EDGES = "cuda_hopper the_exact_path/tokens_with_gaps,odd_columns"
+DEALT = "cuda_hopper items_are_dealt_out"
 PAIRS = "cuda_hopper clusters_of_the_exact_path/runs_of_tokens,few_tokens_left"
 HOPPER = [
     mutant("cluster: a stage is free when one block has read it", PIPELINE,
@@ -308,6 +309,11 @@ HOPPER = [
     mutant("exact: items of a phase counted without those that are not there", ITEMS, "count_items<CLUSTER>(w) + gridDim.x;", "count_items<CLUSTER>(w);", "exact_sm90", EXACT),
     mutant("exact: the last column of an odd D left out", OUTPUTS, "begin != NO_ROW && column < columns", "begin != NO_ROW && column + 1 < columns", "exact_sm90", EDGES),
     mutant("stage released before its products are done", RING, "            prim::wgmma_wait<1>(acc);\n            release", "            release", "forward_sm90", CLUSTERS),
+    mutant("dealt: workers with a long item less begin no earlier", K + "hopper_deal.cuh", "more > 0 && other_steps > 0 ? long_steps / other_steps : 0", "0", "example_deal", DEALT),
+    mutant("dealt: workers with a long item more come first", K + "hopper_deal.cuh", "worker < more ? worker + fewer : worker - more", "worker", "example_deal", DEALT),
+    mutant("dealt: what is ahead forgotten", K + "hopper_deal.cuh", "longs + ahead * fewer + position", "longs + position", "example_deal", DEALT),
+    mutant("exact, cluster: items dealt to blocks", ITEMS, "worker = blockIdx.x / CLUSTER, workers", "worker = blockIdx.x, workers", "exact_sm90", PAIRS),
+    mutant("exact: the last items left out", ITEMS, "d_classifier + d_embeddings + d_bias; }", "d_classifier + d_embeddings; }", "exact_sm90", LONG),
     mutant("exact, cluster: a stage is free when one block has read it", PIPELINE, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
     mutant("exact, cluster: both blocks load the same part of B", EXACT90, "b = rank * PART + lane", "b = lane", "exact_sm90", PAIRS),
     mutant("exact, cluster: a block leaves while the other writes into it", EXACT90, "    if constexpr (CLUSTER > 1) {\n        prim::syncwarp();\n        prim::cluster_sync();\n    }\n", "", "exact_sm90", PAIRS),

@@ -5,6 +5,7 @@
 #include "exact_passes.cuh"
 #include "gradient_scale.cuh"
 #include "hopper_blocks.cuh"
+#include "hopper_deal.cuh"
 
 namespace blocks {
 
@@ -82,10 +83,38 @@ __device__ __forceinline__ u8* gradient_block(const LceArgs& a, const Work& work
 // By unit: item.row is which, until own_item makes it the block's tile.
 template <u32 CLUSTER> __device__ __forceinline__ u32 class_units(const Chunk& chunk) { return div_up(chunk.classes, CLASS_TILE * CLUSTER); }
 
-template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work) {
-    if (work.phase == GRADIENTS) return work.row_units * work.chunk.tiles;
+// Items of the products, by kind, and the steps of one.
+struct Products {
+    u32 d_classifier, row_steps;
+    u32 d_embeddings, class_steps;
+    u32 d_bias;
+
+    __device__ __forceinline__ bool classifier_first() const { return row_steps >= class_steps; }
+    __device__ __forceinline__ u32 all() const { return d_classifier + d_embeddings + d_bias; }
+};
+
+template <u32 CLUSTER> __device__ __forceinline__ Products products_of(const Work& work) {
     const u32 classes = class_units<CLUSTER>(work.chunk);
-    return (work.pass.d_embeddings * work.row_units + work.pass.d_classifier * classes) * work.column_tiles + work.pass.d_bias * classes;
+    return {
+        work.pass.d_classifier * classes * work.column_tiles, div_up(work.pass.rows, SIDE),
+        work.pass.d_embeddings * work.row_units * work.column_tiles, div_up(work.chunk.classes, SIDE),
+        work.pass.d_bias * classes
+    };
+}
+
+template <u32 CLUSTER> __device__ __forceinline__ u32 count_items(const Work& work) {
+    return work.phase == GRADIENTS ? work.row_units * work.chunk.tiles : products_of<CLUSTER>(work).all();
+}
+
+// The item of a cluster's turn. They are not drawn: both blocks of a cluster must know of an item.
+template <u32 CLUSTER> __device__ __forceinline__ u32 dealt_item(const Work& work, u32 turn) {
+    const u32 worker = blockIdx.x / CLUSTER, workers = gridDim.x / CLUSTER;
+    if (work.phase == GRADIENTS) return worker + turn * workers;
+    const Products items = products_of<CLUSTER>(work);
+    const bool classifier = items.classifier_first();
+    const u32 longs = classifier ? items.d_classifier : items.d_embeddings;
+    const u32 long_steps = classifier ? items.row_steps : items.class_steps, other_steps = classifier ? items.class_steps : items.row_steps;
+    return hopper::Deal{worker, workers, longs, long_steps, other_steps}.item(turn);
 }
 
 // Row tiles in groups, in a group all tiles of classes, in those the group's row tiles: what the grid works on at a time is a near square.
@@ -98,18 +127,14 @@ template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LcePr
 
 // What takes longest comes first; all columns of a tile in a row, so that they find its G in L2.
 template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, u32 index) {
-    const u32 classes = class_units<CLUSTER>(work.chunk), d_bias = work.pass.d_bias * classes;
-    if (index < d_bias) return {D_BIAS, index, 0, 0};
-    index -= d_bias;
-    const u32 columns = work.column_tiles;
-    const u32 row_steps = div_up(work.pass.rows, SIDE), class_steps = div_up(work.chunk.classes, SIDE);
-    const u32 d_embeddings = work.pass.d_embeddings * work.row_units * columns, d_classifier = work.pass.d_classifier * classes * columns;
-    const bool classifier_first = row_steps >= class_steps;
-    const u32 first = classifier_first ? d_classifier : d_embeddings;
-    const bool classifier = (index < first) == classifier_first;
+    const Products items = products_of<CLUSTER>(work);
+    const u32 products = items.d_classifier + items.d_embeddings, columns = work.column_tiles;
+    if (index >= products) return {D_BIAS, index - products, 0, 0};
+    const u32 first = items.classifier_first() ? items.d_classifier : items.d_embeddings;
+    const bool classifier = (index < first) == items.classifier_first();
     const u32 at = index < first ? index : index - first;
-    if (classifier) return {D_CLASSIFIER, at / columns, at % columns, row_steps};
-    return {D_EMBEDDINGS, at / columns, at % columns, class_steps};
+    if (classifier) return {D_CLASSIFIER, at / columns, at % columns, items.row_steps};
+    return {D_EMBEDDINGS, at / columns, at % columns, items.class_steps};
 }
 
 // rank: of the block in its cluster. The last unit of rows may have no tile for it: it goes the same steps, and stores nothing. Of classes

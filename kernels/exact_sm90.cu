@@ -15,7 +15,7 @@
 // complete with its chunk, what the sparse rows give to it included. dbias sums G as stored.
 //
 // Clusters of two blocks take two tiles of rows or classes at once, of the same columns, and load B once for both. Both must know of an
-// item, so theirs are dealt out in turn, not drawn.
+// item, so theirs are dealt out, not drawn (hopper_deal.cuh).
 //
 // G is stored in the input type, divided by a power of two (gradient_scale.cuh), as the image of the stages' blocks: block (r, c) of 64
 // rows x 64 classes at r * blocks of the chunk + c, swizzled. So one G, once written, is K-major for dE and MN-major for dC, and
@@ -110,10 +110,12 @@ template <u32 CLUSTER> __device__ __forceinline__ void produce(const LceHopperAr
     };
     draw(0);
     for (u32 turn = 0;; ++turn) {
-        u32 index = blockIdx.x / CLUSTER + turn * (gridDim.x / CLUSTER);
+        u32 index;
         if constexpr (CLUSTER == 1) {
             prim::named_barrier_sync(BARRIER_PRODUCER, WARPGROUP);
             index = smem.drawn[turn % 2];
+        } else {
+            index = dealt_item<CLUSTER>(work, turn);
         }
         const Item item = own_item<CLUSTER>(a.args.problem, work, index, rank);
         if (item.steps == 0) {               // nothing to load

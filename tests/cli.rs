@@ -450,7 +450,13 @@ fn bench_takes_a_file_and_refuses_unknown_shapes() {
     let input = setting.path("in.safetensors");
     let result = cce(&["bench", "--input", utf8(&input), "--rounds", "1", "--eps", "2^-6"]);
     assert!(result.status.success(), "{}{}", text(&result.stdout), text(&result.stderr));
-    assert!(text(&result.stdout).contains("N=21 V=300 D=10 f32"), "ignored tokens are left out");
+    let ignored = targets().iter().filter(|&&target| target < 0).count();
+    let surveyed = format!("N={TOKENS} V=300 D=10 f32");
+    let stdout = text(&result.stdout);
+    assert!(
+        stdout.contains(&surveyed) && stdout.contains(&format!("{ignored} of {TOKENS} tokens ignored")),
+        "{stdout}"
+    );
     let refused = cce(&["bench", "--profile", "--input", utf8(&input)]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("--profile is for --backend cuda"), "{}", text(&refused.stderr));
@@ -464,13 +470,15 @@ fn generated_inputs_are_the_benchmarks_own() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("inputs.safetensors");
     let shape = ["--shape", "gpt2", "--tokens", "40", "--vocab", "900", "--hidden", "32"];
-    let softcap = ["--softcap", "30"];
-    let generated = cce(&[&["generate", "--dtype", "f32", "--output", utf8(&file)], &shape[..], &softcap[..]].concat());
+    let (softcap, ignored) = (["--softcap", "30"], ["--ignored", "0.4"]);
+    let generate = ["generate", "--dtype", "f32", "--output", utf8(&file)];
+    let generated = cce(&[&generate, &shape[..], &softcap[..], &ignored[..]].concat());
     assert!(generated.status.success(), "{}", text(&generated.stderr));
     let survey = text(&generated.stdout);
     let survey = survey.lines().last().expect("a survey");
+    assert!(survey.ends_with(" of 40 tokens ignored") && !survey.contains("; 0 of"), "{survey}");
     let rounds = ["--rounds", "0", "--methods", "unbiased,exact,evaluation,baseline"];
-    for input in [&["--input", utf8(&file)][..], &[&["--dtype", "f32"], &shape[..]].concat()] {
+    for input in [&["--input", utf8(&file)][..], &[&["--dtype", "f32"], &shape[..], &ignored[..]].concat()] {
         let result = cce(&[&["bench"], input, &softcap[..], &rounds[..]].concat());
         let stdout = text(&result.stdout);
         assert!(result.status.success() && stdout.contains(survey), "{stdout}{}", text(&result.stderr));
@@ -492,9 +500,9 @@ fn bench_runs_on_the_emulated_gpu_and_keeps_to_small_shapes() {
     };
     let shape = ["--tokens", "33", "--vocab", "300", "--hidden", "24", "--dtype", "bf16", "--softcap", "0,30"];
     let methods = ["--methods", "unbiased,exact,threshold,evaluation,baseline", "--rounds", "1", "--csv", utf8(&csv)];
-    let result = bench(&[&shape[..], &methods[..]].concat());
+    let result = bench(&[&shape[..], &methods[..], &["--ignored", "0.3"]].concat());
     let stdout = text(&result.stdout);
-    assert!(result.status.success(), "{stdout}{}", text(&result.stderr));
+    assert!(result.status.success() && stdout.contains(" ignored 0.3: N=33 "), "{stdout}{}", text(&result.stderr));
     let baselines = 2 - stdout.matches("skipped materialising").count();
     assert_eq!(stdout.matches("verified").count(), 2 * 4 + baselines, "{stdout}");
     let csv = std::fs::read_to_string(csv).expect("a table");

@@ -9,7 +9,7 @@ use common::{OwnedUpstream, Spec, Tensors, emulated, picked, room, suite};
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
-use cut_cross_entropy::{CceOptions, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
+use cut_cross_entropy::{CceOptions, Cuda, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Config};
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
@@ -150,7 +150,7 @@ fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
     // A chunk of 0 MiB is one tile of classes.
     let tuning = |(lead, chunk_mib, gather)| KernelChoice {
         family: KernelFamily::Hopper,
-        tuning: Tuning { lead, chunk_mib, gather, ..Tuning::default() },
+        tuning: Tuning { cluster: Some(false), lead, chunk_mib, gather, ..Tuning::default() },
     };
     let tunings = [(2, 0, false), (0, 64, false), (3, 0, true), (1, 0, false)].map(tuning);
     let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
@@ -174,7 +174,7 @@ fn clusters_of_the_exact_path_match_the_oracle() {
 fn results_are_the_same_bits_under_every_schedule() {
     let _guard = emulated::lock();
     configure(0);
-    let tuning = Tuning { chunk_mib: 0, ..Tuning::default() };
+    let tuning = Tuning { cluster: Some(false), chunk_mib: 0, ..Tuning::default() };
     let backend = CudaStaged::new(0)
         .expect("an emulated device")
         .with_kernels(KernelChoice { family: KernelFamily::Hopper, tuning });
@@ -228,6 +228,17 @@ fn what_an_ignored_token_holds_does_not_matter() {
         }
     }
     assert_eq!(emulator::take_reports(), [""; 0]);
+}
+
+/// The planner goes by it: the driver refuses a launch that waits for itself if it does not fit.
+#[test]
+fn the_device_says_how_many_clusters_it_holds() {
+    let _guard = emulated::lock();
+    for (device, multiprocessors, clusters) in [("h100", 7, 3), ("h100", 132, 66), ("h100", 1, 0), ("a100", 4, 0)] {
+        emulator::configure(&Config { device: device.into(), multiprocessors, ..Config::default() });
+        let cuda = Cuda::new(0).expect("an emulated device");
+        assert_eq!(cuda.device().exact_clusters, clusters, "{device} with {multiprocessors} multiprocessors");
+    }
 }
 
 /// Asked for by name, the Hopper kernels are not replaced by others in silence.
@@ -313,5 +324,72 @@ fn the_device_shares_the_work_out_as_planned() {
         }
     }
     assert!(several > 100, "{several} workers with several items");
+    assert_eq!(emulator::take_reports(), [""; 0]);
+}
+
+/// Argument of `example_deal`: `hopper::Deal`, and where the items go.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct DealParams {
+    worker: u32,
+    workers: u32,
+    longs: u32,
+    long_steps: u32,
+    other_steps: u32,
+    turns: u32,
+    items: u64,
+}
+// SAFETY: plain data, laid out as the kernel declares it.
+unsafe impl DeviceRepr for DealParams {}
+
+/// `kernels/hopper_deal.cuh` against items that each worker draws when it is done with the one before: no item twice, none left out, and the
+/// last worker is done at the same time.
+#[test]
+fn items_are_dealt_out_as_evenly_as_drawn() {
+    let _guard = emulated::lock();
+    emulator::configure(&Config { device: "h100".into(), ..Config::default() });
+    let stream = CudaContext::new(0).expect("an emulated device").default_stream();
+    let module = stream.context().load_module(Ptx::from_binary(b"EMULATED NVRTC\0".to_vec())).expect("loads");
+    let function = module.load_function("example_deal").expect("among the emulator's examples");
+    let turns = 40_usize;
+    let items = stream.alloc_zeros::<u32>(66 * turns).expect("fits");
+    let counts = [0_u32, 1, 2, 5, 65, 66, 67, 131, 144, 288];
+    let lists = counts.into_iter().flat_map(|longs| counts.map(|others| (longs, others)));
+    for (longs, others) in lists {
+        for (workers, long_steps, other_steps) in
+            [(66_u32, 128, 64), (66, 128, 128), (66, 100, 17), (8, 3, 1), (1, 2, 1)]
+        {
+            let total = longs + others;
+            if total.div_ceil(workers) as usize + 8 > turns {
+                continue;
+            }
+            let params = DealParams {
+                worker: 0,
+                workers,
+                longs,
+                long_steps,
+                other_steps,
+                turns: turns as u32,
+                items: items.device_ptr(&stream).0,
+            };
+            let config = LaunchConfig { grid_dim: (3, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: the parameters are the kernel's; there is room for the turns of 66 workers.
+            unsafe { stream.launch_builder(&function).arg(&params).launch(config) }.expect("launches");
+            let dealt = stream.clone_dtoh(&items).expect("ran");
+            let steps = |item: u32| u64::from(if item < longs { long_steps } else { other_steps });
+            let (mut taken, mut busiest) = (vec![0; total as usize], 0);
+            for of_worker in dealt.chunks(turns).take(workers as usize) {
+                let own = of_worker.iter().take_while(|&&item| item < total);
+                assert!(of_worker.iter().skip(own.clone().count()).all(|&item| item >= total), "{of_worker:?}");
+                own.clone().for_each(|&item| taken[item as usize] += 1);
+                busiest = busiest.max(own.map(|&item| steps(item)).sum::<u64>());
+            }
+            let what = format!("{longs} of {long_steps}, {others} of {other_steps}, {workers} workers");
+            assert!(taken.iter().all(|&times| times == 1), "{what}: {taken:?}");
+            let mut drawn = vec![0; workers as usize];
+            (0..total).for_each(|item| *drawn.iter_mut().min().expect("a worker") += steps(item));
+            assert_eq!(Some(&busiest), drawn.iter().max(), "{what}");
+        }
+    }
     assert_eq!(emulator::take_reports(), [""; 0]);
 }

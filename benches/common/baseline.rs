@@ -20,9 +20,9 @@ pub struct Baseline {
     classifier: Vec<f32>,
     d_embeddings: Vec<f32>,
     inverse_sums: Vec<f32>,
-    /// Negative log-likelihood of each token.
+    /// Negative log-likelihood of each token, 0 where it is ignored.
     pub nll: Vec<f32>,
-    /// Log-sum-exp of each token.
+    /// Log-sum-exp of each token, 0 where it is ignored.
     pub lse: Vec<f32>,
 }
 
@@ -44,7 +44,7 @@ impl Baseline {
         );
     }
 
-    /// Mean loss over all tokens.
+    /// Mean loss over the tokens that are not ignored. Their rows alone need a softmax, but the matmul has all.
     pub fn forward(&mut self, workload: &Workload) -> f32 {
         let shape = workload.shape;
         self.plane.resize(shape.tokens * shape.vocab, 0.0);
@@ -60,45 +60,48 @@ impl Baseline {
         );
         self.plane
             .par_chunks_mut(shape.vocab)
-            .zip(&workload.targets)
             .zip(&mut self.inverse_sums)
             .zip(&mut self.nll)
             .zip(&mut self.lse)
-            .for_each(|((((row, &target), inverse_sum), nll), lse)| {
+            .enumerate()
+            .for_each(|(token, (((row, inverse_sum), nll), lse))| {
+                let Some(target) = workload.target(token) else {
+                    (*inverse_sum, *nll, *lse) = (0.0, 0.0, 0.0);
+                    return;
+                };
                 if workload.softcap.is_some() {
                     row.iter_mut().for_each(|z| *z = workload.capped(f64::from(*z)) as f32);
                 }
-                let target_logit = row[target as usize];
+                let target_logit = row[target];
                 let (max, sum) = exponentials(row);
                 *inverse_sum = 1.0 / sum;
                 *lse = max + sum.ln();
                 *nll = max - target_logit + sum.ln();
             });
-        (self.nll.iter().map(|&l| f64::from(l)).sum::<f64>() / shape.tokens as f64) as f32
+        (self.nll.iter().map(|&l| f64::from(l)).sum::<f64>() / workload.rows().max(1) as f64) as f32
     }
 
     /// Gradients of the mean loss; to be called once after each forward.
     pub fn backward(&mut self, workload: &Workload, d_embeddings: &mut HostBuffer, d_classifier: &mut HostBuffer) {
         let shape = workload.shape;
-        let weight = 1.0 / shape.tokens as f32;
-        let rows = self.plane.par_chunks_mut(shape.vocab).zip(&workload.targets);
-        rows.zip(&self.inverse_sums).zip(&self.lse).zip(&self.nll).for_each(
-            |((((row, &target), &inverse_sum), &lse), &nll)| {
-                let factor = weight * inverse_sum;
-                row.iter_mut().for_each(|p| *p *= factor);
-                if workload.softcap.is_none() {
-                    row[target as usize] -= weight;
-                    return;
-                }
-                // The logit back from its probability: the plane no longer has it.
-                for (v, g) in row.iter_mut().enumerate() {
-                    let is_target = v == target as usize;
-                    let z = if is_target { lse - nll } else { lse + (*g / weight).ln() };
-                    let entry = if is_target { *g - weight } else { *g };
-                    *g = if entry == 0.0 { 0.0 } else { entry * workload.capped_derivative(f64::from(z)) as f32 };
-                }
-            },
-        );
+        let weight = 1.0 / workload.rows().max(1) as f32;
+        let rows = self.plane.par_chunks_mut(shape.vocab).zip(&self.inverse_sums).zip(&self.lse).zip(&self.nll);
+        rows.enumerate().for_each(|(token, (((row, &inverse_sum), &lse), &nll))| {
+            let Some(target) = workload.target(token) else { return row.fill(0.0) };
+            let factor = weight * inverse_sum;
+            row.iter_mut().for_each(|p| *p *= factor);
+            if workload.softcap.is_none() {
+                row[target] -= weight;
+                return;
+            }
+            // The logit back from its probability: the plane no longer has it.
+            for (v, g) in row.iter_mut().enumerate() {
+                let is_target = v == target;
+                let z = if is_target { lse - nll } else { lse + (*g / weight).ln() };
+                let entry = if is_target { *g - weight } else { *g };
+                *g = if entry == 0.0 { 0.0 } else { entry * workload.capped_derivative(f64::from(z)) as f32 };
+            }
+        });
         let plane = View::new(&self.plane, shape.tokens, shape.vocab);
         let e = View::new(
             workload.embeddings.as_f32().unwrap_or(&self.embeddings), // widened by the forward

@@ -1,5 +1,5 @@
-//! Checks a result in `f64` on a slice: some rows of everything that is per token and of dE, some rows of dC. The full
-//! oracle would take N·V·D scalar operations in `f64`; a slice of it is enough to refuse to time what is wrong.
+//! Checks a result in `f64` on a slice: some rows of everything that is per token and of dE, some rows of dC, and that ignored tokens
+//! have zeros. The full oracle would take N·V·D scalar operations in `f64`; a slice of it is enough to refuse to time what is wrong.
 
 use super::workload::Workload;
 use cut_cross_entropy::memory::Buffer;
@@ -14,6 +14,7 @@ const CLASSES: usize = 8;
 const BORDERLINE: f64 = 1e-4;
 
 /// The result of a forward and a backward of the mean loss.
+#[derive(Clone, Copy)]
 pub struct Outcome<'a> {
     pub loss: f32,
     pub nll: &'a [f32],
@@ -41,6 +42,10 @@ pub struct Agreement {
 /// Logits of a slice, in `f64`.
 pub struct SliceOracle<'a> {
     workload: &'a Workload,
+    /// The loss's derivative by the nll of a token that is not ignored.
+    weight: f64,
+    /// Some tokens that are.
+    ignored: Vec<usize>,
     /// Token and its V logits.
     rows: Vec<(usize, Vec<f64>)>,
     /// Class and its N logits.
@@ -52,9 +57,14 @@ impl<'a> SliceOracle<'a> {
     pub fn new(workload: &'a Workload) -> Self {
         let shape = workload.shape;
         let spread = |count: usize, of: usize| (0..count).map(move |k| k * of.saturating_sub(1) / (count - 1).max(1));
-        let mut rows: Vec<usize> = spread(ROWS.min(shape.tokens), shape.tokens).collect();
+        let among = |tokens: &[usize]| -> Vec<usize> {
+            spread(ROWS.min(tokens.len()), tokens.len()).map(|index| tokens[index]).collect()
+        };
+        let (with_target, without): (Vec<usize>, Vec<usize>) =
+            (0..shape.tokens).partition(|&token| workload.target(token).is_some());
+        let (mut rows, ignored) = (among(&with_target), among(&without));
         let mut classes: Vec<usize> = spread(CLASSES.min(shape.vocab), shape.vocab).collect();
-        classes.extend(rows.iter().map(|&i| workload.targets[i] as usize));
+        classes.extend(rows.iter().filter_map(|&i| workload.target(i)));
         for picked in [&mut rows, &mut classes] {
             picked.sort_unstable();
             picked.dedup();
@@ -65,7 +75,8 @@ impl<'a> SliceOracle<'a> {
         let of_row = |i| (i, (0..shape.vocab).into_par_iter().map(|v| logit(i, v)).collect());
         let of_class = |v| (v, (0..shape.tokens).into_par_iter().map(|i| logit(i, v)).collect());
         let (rows, classes) = (rows.into_iter().map(of_row), classes.into_iter().map(of_class));
-        SliceOracle { workload, rows: rows.collect(), classes: classes.collect() }
+        let weight = 1.0 / with_target.len().max(1) as f64;
+        SliceOracle { workload, weight, ignored, rows: rows.collect(), classes: classes.collect() }
     }
 
     /// Compares; the message says what is wrong. NaN anywhere is wrong.
@@ -83,7 +94,7 @@ impl<'a> SliceOracle<'a> {
             within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[i]), *survey_lse, 1e-4)?;
         }
         for (i, z) in &self.rows {
-            let target = workload.targets[*i] as usize;
+            let Some(target) = workload.target(*i) else { continue };
             let lse = log_sum_exp(z);
             within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[*i]), lse, 1e-4)?;
             within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), lse - z[target], 1e-4)?;
@@ -97,6 +108,15 @@ impl<'a> SliceOracle<'a> {
             };
             if outcome.exact_rows == 0 || compare(GradientFilter::Exact).is_err() {
                 compare(outcome.filter)?;
+            }
+        }
+        for &i in &self.ignored {
+            let gradient = outcome.gradients.map(|[d_embeddings, _]| row_of(d_embeddings, i, shape.hidden));
+            let values =
+                [outcome.nll[i], outcome.lse[i]].map(f64::from).into_iter().chain(gradient.into_iter().flatten());
+            // Written so that NaN fails.
+            if let Some(value) = { values }.find(|&value| !(value == 0.0)) {
+                return Err(format!("token {i} is ignored, but has {value:e}"));
             }
         }
         // Which rows took the exact path is not known here, so a class's sum over mixed rows cannot be predicted.
@@ -123,8 +143,9 @@ impl<'a> SliceOracle<'a> {
         z: f64,
         p: f64,
     ) -> (f64, f64) {
-        let weight = self.workload.capped_derivative(z) / self.workload.shape.tokens as f64;
-        let is_target = self.workload.targets[token] as usize == class;
+        let Some(target) = self.workload.target(token) else { return (0.0, 0.0) };
+        let weight = self.workload.capped_derivative(z) * self.weight;
+        let is_target = target == class;
         let eps = f64::from(outcome.row_eps.map_or(filter.eps(), |eps| eps[token]));
         let (kept, threshold) = match filter {
             _ if is_target => (p - 1.0, 0.0),

@@ -2,7 +2,7 @@
 //! without these numbers beside it.
 
 use super::matmul::{View, multiply};
-use super::workload::Workload;
+use super::workload::{IGNORED, Workload};
 use rayon::prelude::*;
 
 /// Thresholds at which kept entries are counted.
@@ -10,9 +10,11 @@ pub const SURVEY_EPS: [f64; 2] = [1.0 / 1024.0, 1.0 / 4096.0];
 /// Rows of logits that are in memory at a time.
 const BLOCK: usize = 64;
 
-/// Statistics over all rows; logits by plain f32 matmuls, sums in f64.
+/// Statistics over the tokens that have a target; logits by plain f32 matmuls, sums in f64.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
+    /// Tokens without a target.
+    pub ignored: usize,
     /// Mean negative log-likelihood of the targets, nats.
     pub loss: f64,
     /// Entropy of the rows at the 5th, 25th, 50th, 75th and 95th percentile, nats.
@@ -21,7 +23,7 @@ pub struct Survey {
     pub kept_per_row: [f64; 2],
     /// Share of rows whose target is among the ten most probable classes.
     pub target_in_top_10: f64,
-    /// Log-sum-exp of each row.
+    /// Log-sum-exp of each token, 0 where it is ignored.
     pub lse: Vec<f64>,
 }
 
@@ -30,9 +32,14 @@ impl Survey {
     pub fn describe(&self, vocab: usize) -> String {
         let share = |kept: f64| 100.0 * kept / vocab.max(1) as f64;
         let [p5, p25, p50, p75, p95] = self.entropy;
+        let ignored = match self.ignored {
+            0 => String::new(),
+            ignored => format!("; {ignored} of {} tokens ignored", self.lse.len()),
+        };
         format!(
             "loss {:.2} nats; entropy {p5:.2} {p25:.2} {p50:.2} {p75:.2} {p95:.2} (5, 25, 50, 75, 95 %); target in \
-             top 10: {:.0} %; expected kept entries a row: {:.0} ({:.2} %) at 2^-10, {:.0} ({:.2} %) at 2^-12",
+             top 10: {:.0} %; expected kept entries a row: {:.0} ({:.2} %) at 2^-10, {:.0} ({:.2} %) at \
+             2^-12{ignored}",
             self.loss,
             100.0 * self.target_in_top_10,
             self.kept_per_row[0],
@@ -47,7 +54,7 @@ struct Row {
     lse: f64,
     entropy: f64,
     kept: [f64; 2],
-    target: i64,
+    target: usize,
     nll: f64,
     in_top_10: bool,
 }
@@ -67,7 +74,7 @@ pub fn host_products(workload: &Workload) -> impl FnMut(usize, &mut [f32]) -> an
     }
 }
 
-/// Surveys all rows. With a seed, targets are sampled from the softmax; without, they are the workload's.
+/// Surveys all tokens that have a target. With a seed, targets are sampled from the softmax; without, they are the workload's.
 pub fn survey(
     workload: &Workload,
     seed: Option<u64>,
@@ -75,39 +82,51 @@ pub fn survey(
 ) -> anyhow::Result<(Survey, Vec<i64>)> {
     let shape = workload.shape;
     let mut logits = vec![0.0; BLOCK.min(shape.tokens) * shape.vocab];
-    let mut rows: Vec<Row> = Vec::with_capacity(shape.tokens);
+    let mut tokens: Vec<Option<Row>> = Vec::with_capacity(shape.tokens);
     for first in (0..shape.tokens).step_by(BLOCK) {
-        let tokens = BLOCK.min(shape.tokens - first);
-        let logits = &mut logits[..tokens * shape.vocab];
+        let logits = &mut logits[..BLOCK.min(shape.tokens - first) * shape.vocab];
         products(first, logits)?;
-        rows.par_extend(logits.par_chunks_mut(shape.vocab).enumerate().map(|(i, z)| {
+        tokens.par_extend(logits.par_chunks_mut(shape.vocab).enumerate().map(|(i, z)| {
             if workload.softcap.is_some() {
                 z.iter_mut().for_each(|z| *z = workload.capped(f64::from(*z)) as f32);
             }
             let i = first + i;
-            survey_row(z, seed.map(|seed| Workload::draw(seed, i)), || workload.targets[i])
+            let target = match seed {
+                Some(seed) => Target::Drawn(workload.draw(seed, i)?),
+                None => Target::Given(workload.target(i)?),
+            };
+            Some(survey_row(z, target))
         }));
     }
-    let mean = |value: &dyn Fn(&Row) -> f64| rows.iter().map(value).sum::<f64>() / rows.len().max(1) as f64;
+    let rows: Vec<&Row> = tokens.iter().flatten().collect();
+    let mean = |value: &dyn Fn(&Row) -> f64| rows.iter().map(|row| value(row)).sum::<f64>() / rows.len().max(1) as f64;
     let mut entropies: Vec<f64> = rows.iter().map(|r| r.entropy).collect();
     entropies.sort_by(f64::total_cmp);
     let quantile = |q: f64| entropies.get((q * (entropies.len().max(1) - 1) as f64) as usize).copied().unwrap_or(0.0);
     let survey = Survey {
+        ignored: tokens.len() - rows.len(),
         loss: mean(&|r| r.nll),
         entropy: [0.05, 0.25, 0.5, 0.75, 0.95].map(quantile),
         kept_per_row: [mean(&|r| r.kept[0]), mean(&|r| r.kept[1])],
         target_in_top_10: mean(&|r| f64::from(u8::from(r.in_top_10))),
-        lse: rows.iter().map(|r| r.lse).collect(),
+        lse: tokens.iter().map(|token| token.as_ref().map_or(0.0, |row| row.lse)).collect(),
     };
-    Ok((survey, rows.iter().map(|r| r.target).collect()))
+    Ok((survey, tokens.iter().map(|token| token.as_ref().map_or(IGNORED, |row| row.target as i64)).collect()))
 }
 
-fn survey_row(z: &[f32], draw: Option<f64>, given: impl Fn() -> i64) -> Row {
+/// Where a row's target comes from.
+enum Target {
+    /// Of its softmax, where the probabilities of the classes before it and its own reach this.
+    Drawn(f64),
+    Given(usize),
+}
+
+fn survey_row(z: &[f32], target: Target) -> Row {
     let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let p: Vec<f32> = z.iter().map(|z| (z - max).exp()).collect();
     let sum: f64 = p.iter().map(|&p| f64::from(p)).sum();
     let lse = f64::from(max) + sum.ln();
-    let (mut weighted, mut kept, mut reached, mut target) = (0.0, [0.0; 2], 0.0, None);
+    let (mut weighted, mut kept, mut reached, mut drawn) = (0.0, [0.0; 2], 0.0, None);
     for (v, (&p, &z)) in p.iter().zip(z).enumerate() {
         let p = f64::from(p) / sum;
         weighted += p * f64::from(z);
@@ -115,15 +134,15 @@ fn survey_row(z: &[f32], draw: Option<f64>, given: impl Fn() -> i64) -> Row {
             *kept += (p / eps).min(1.0);
         }
         reached += p;
-        if target.is_none() && draw.is_some_and(|u| u < reached) {
-            target = Some(v as i64);
+        if drawn.is_none() && matches!(target, Target::Drawn(u) if u < reached) {
+            drawn = Some(v);
         }
     }
-    let target = match draw {
-        Some(_) => target.unwrap_or(z.len() as i64 - 1),
-        None => given(),
+    let target = match target {
+        Target::Drawn(_) => drawn.unwrap_or(z.len() - 1),
+        Target::Given(class) => class,
     };
-    let target_logit = z[target as usize];
+    let target_logit = z[target];
     Row {
         lse,
         entropy: lse - weighted,

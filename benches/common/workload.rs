@@ -11,7 +11,8 @@
 //! - `sharpness_i`: log-normal over tokens. Rows differ widely in entropy, as they do in text.
 //!
 //! Targets are drawn from the resulting softmax, so the model is calibrated: its loss is its mean entropy, targets are
-//! often in the head, and frequent classes are targets of many rows. [`Survey`] measures what came out.
+//! often in the head, and frequent classes are targets of many rows. [`Survey`] measures what came out. Some tokens may have no
+//! target, each by a draw of its own.
 
 use super::baseline::widen_into;
 use super::matmul::{View, multiply};
@@ -39,6 +40,8 @@ pub const CONFIDENCE: f32 = 1.0;
 const SAMPLE: usize = 32;
 /// Standard deviation of the log-prior around Zipf's law.
 const PRIOR_NOISE: f32 = 0.5;
+/// The target of a token that has none: the default of `CceOptions::ignore_index`.
+pub const IGNORED: i64 = -100;
 
 /// A problem to time: mean loss, default options but for the filter and the softcap.
 pub struct Workload {
@@ -46,9 +49,12 @@ pub struct Workload {
     pub softcap: Option<f32>,
     pub embeddings: HostBuffer,
     pub classifier: HostBuffer,
+    /// Classes, or [`IGNORED`].
     pub targets: Vec<i64>,
     /// What the softmax looks like, and each row's log-sum-exp by a path that shares nothing with the backends.
     pub survey: Survey,
+    /// Share of the tokens that get no target where targets are drawn.
+    ignored: f64,
     wide_embeddings: Vec<f32>,
     wide_classifier: Vec<f32>,
 }
@@ -60,12 +66,16 @@ impl Workload {
         let (embeddings, wide_embeddings) =
             rounded(embeddings(shape, seed, [PRIOR_SCALE * confidence.min(1.0), SHARPNESS * confidence]), dtype);
         let (classifier, wide_classifier) = rounded(classifier(shape, seed), dtype);
-        let (targets, survey) = (Vec::new(), Survey::default());
-        Workload { shape, softcap, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
+        let (targets, survey, ignored) = (Vec::new(), Survey::default(), 0.0);
+        Workload { shape, softcap, embeddings, classifier, targets, survey, ignored, wide_embeddings, wide_classifier }
     }
 
-    /// Given inputs, e.g. of a trained model, with every target in [0, V); yet to be
-    /// surveyed.
+    /// With that share of the tokens, in [0, 1], to be left without a target.
+    pub fn ignoring(self, share: f64) -> Self {
+        Workload { ignored: share, ..self }
+    }
+
+    /// Given inputs, e.g. of a trained model, with every target in [0, V) or [`IGNORED`]; yet to be surveyed.
     pub fn from_parts(shape: Shape, embeddings: HostBuffer, classifier: HostBuffer, targets: Vec<i64>) -> Self {
         let widened = |buffer: &HostBuffer| {
             let mut wide = Vec::new();
@@ -75,8 +85,8 @@ impl Workload {
             wide
         };
         let (wide_embeddings, wide_classifier) = (widened(&embeddings), widened(&classifier));
-        let survey = Survey::default();
-        Workload { shape, softcap: None, embeddings, classifier, targets, survey, wide_embeddings, wide_classifier }
+        let (softcap, survey, ignored) = (None, Survey::default(), 0.0);
+        Workload { shape, softcap, embeddings, classifier, targets, survey, ignored, wide_embeddings, wide_classifier }
     }
 
     /// With what [`survey`](super::survey::survey) found.
@@ -85,9 +95,21 @@ impl Workload {
         self
     }
 
-    /// The number that chooses the target of a row out of its softmax.
-    pub fn draw(seed: u64, row: usize) -> f64 {
-        Random::new(seed, Stream::Targets, row).unit()
+    /// The number in [0, 1) that chooses the target of a row out of its softmax, or `None` where it is to have none.
+    pub fn draw(&self, seed: u64, row: usize) -> Option<f64> {
+        let has_target = Random::new(seed, Stream::Ignored, row).unit() >= self.ignored;
+        has_target.then(|| Random::new(seed, Stream::Targets, row).unit())
+    }
+
+    /// The class of a token, or `None` where it is ignored.
+    pub fn target(&self, token: usize) -> Option<usize> {
+        let target = self.targets[token];
+        (target != IGNORED).then_some(target as usize)
+    }
+
+    /// Tokens that are not ignored.
+    pub fn rows(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != IGNORED).count()
     }
 
     /// The logit that a product becomes.
@@ -221,6 +243,7 @@ enum Stream {
     Classifier,
     Clusters,
     Targets,
+    Ignored,
 }
 
 /// SplitMix64, one sequence for each (seed, stream, index).

@@ -5,13 +5,14 @@
 // Mirrored in src/bin/cce/bench/cuda/baseline.rs.
 struct BaselineArgs {
     const float* logits;                     // [N, V]; products alone, before the softcap
-    const i64* targets;                      // [N], all of them classes
-    void* gradient;                          // [N, V] dL/d(product) without the factor 1/N; of f32 the logits themselves
-    float* nll;                              // [N]
+    const i64* targets;                      // [N] classes; negative: the token is ignored
+    void* gradient;                          // [N, V] dL/d(product) without the factor 1/rows; of f32 the logits themselves
+    float* nll;                              // [N], 0 where ignored, as lse
     float* lse;                              // [N]
     float* loss;                             // [1]
     u32 tokens;
     u32 vocab;
+    u32 rows;                                // tokens that are not ignored
     float softcap;                           // 0: none
 };
 
@@ -26,9 +27,13 @@ __device__ __forceinline__ float capped(float product, float cap) { return cap >
 template <class T> __device__ __forceinline__ void gradient_of_row(const BaselineArgs& a) {
     const u32 row = blockIdx.x;
     const u64 first = u64(row) * a.vocab;
+    T* gradient = static_cast<T*>(a.gradient) + first;
+    if (a.targets[row] < 0) {
+        for (u32 v = threadIdx.x; v < a.vocab; v += THREADS) gradient[v] = prim::from_f32<T>(0.0f);
+        return;
+    }
     const u32 target = u32(a.targets[row]);
     const float lse = a.lse[row];
-    T* gradient = static_cast<T*>(a.gradient) + first;
 #pragma unroll 4
     for (u32 v = threadIdx.x; v < a.vocab; v += THREADS) {
         const float z = capped(a.logits[first + v], a.softcap);
@@ -44,6 +49,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) baseline_log_sum_exp(const
     Smem& smem = prim::shared_memory<Smem>();
     const u32 row = blockIdx.x;
     const u64 first = u64(row) * a.vocab;
+    if (a.targets[row] < 0) {
+        if (threadIdx.x == 0) a.lse[row] = a.nll[row] = 0.0f;
+        return;
+    }
     float max = -3.4e38f, sum = 0.0f;
 #pragma unroll 4
     for (u32 v = threadIdx.x; v < a.vocab; v += THREADS) {
@@ -75,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) baseline_mean(const __grid
     f64 sum = 0;
     for (u32 row = threadIdx.x; row < a.tokens; row += THREADS) sum += a.nll[row];
     sum = block::sum<THREADS>(smem.sum, sum);
-    if (threadIdx.x == 0) *a.loss = float(sum / f64(a.tokens));
+    if (threadIdx.x == 0) *a.loss = float(sum / f64(a.rows > 0 ? a.rows : 1));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) baseline_gradient_f32(const __grid_constant__ BaselineArgs a) { gradient_of_row<float>(a); }

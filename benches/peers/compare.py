@@ -46,16 +46,15 @@ def load(path):
     from safetensors.torch import load_file
 
     tensors = load_file(path, device=args.device)
-    e, c, y = tensors["embeddings"], tensors["classifier"], tensors["targets"].long()
-    kept = y >= 0
-    return (e, c, y) if bool(kept.all()) else (e[kept].contiguous(), c, y[kept].contiguous())
+    return tensors["embeddings"], tensors["classifier"], tensors["targets"].long()
 
 
-def slices(n, v, y):
-    """Tokens and classes that are compared: spread over all, and the classes that are targets of these tokens."""
+def slices(v, y):
+    """Tokens and classes that are compared: spread over all that count, and the classes that are targets of these tokens."""
     import torch
 
-    rows = torch.linspace(0, n - 1, min(SLICE, n), device=args.device).long()
+    counted = (y >= 0).nonzero()[:, 0]
+    rows = counted[torch.linspace(0, len(counted) - 1, min(SLICE, len(counted)), device=args.device).long()]
     classes = torch.linspace(0, v - 1, min(SLICE, v), device=args.device).long()
     return rows.unique(), torch.cat([classes, y[rows]]).unique()
 
@@ -66,23 +65,25 @@ def reference(path, softcap, output):
 
     e, c, y = load(path)
     (n, _), v, cd = e.shape, c.shape[0], c.double()
-    rows, classes = slices(n, v, y)
+    rows, classes = slices(v, y)
+    counts = y >= 0
     lse, target = torch.empty(n, dtype=torch.float64, device=args.device), torch.empty(n, dtype=torch.float64, device=args.device)
     for i in range(0, n, 128):
         z = capped(e[i : i + 128].double() @ cd.T, softcap)
         lse[i : i + 128] = z.logsumexp(1)
-        target[i : i + 128] = z.gather(1, y[i : i + 128, None])[:, 0]
+        target[i : i + 128] = z.gather(1, y[i : i + 128, None].clamp(min=0))[:, 0]
 
     def gradient(z, lse, hit):
-        g = ((z - lse).exp() - hit.double()) / n
+        g = ((z - lse).exp() - hit.double()) / counts.sum()
         return g * (1 - (z / softcap) ** 2) if softcap else g
 
     z = capped(e[rows].double() @ cd.T, softcap)
     hit = torch.zeros_like(z, dtype=torch.bool).scatter_(1, y[rows, None], True)
     d_e = gradient(z, lse[rows, None], hit) @ cd
     z = capped(e.double() @ cd[classes].T, softcap)
-    d_c = gradient(z, lse[:, None], y[:, None] == classes[None]).T @ e.double()
-    torch.save({"rows": rows, "classes": classes, "d_e": d_e, "d_c": d_c, "loss": (lse - target).mean().item()}, output)
+    d_c = (gradient(z, lse[:, None], y[:, None] == classes[None]) * counts[:, None]).T @ e.double()
+    loss = (lse - target)[counts].mean().item()
+    torch.save({"rows": rows, "classes": classes, "d_e": d_e, "d_c": d_c, "loss": loss}, output)
 
 
 def errors(expected, d_e, d_c):

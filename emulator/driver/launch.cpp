@@ -119,6 +119,20 @@ API cuLaunchKernelEx(const LaunchConfig* c, void* f, void** params, void** extra
     return launch(f, dim3(c->grid[0], c->grid[1], c->grid[2]), dim3(c->block[0], c->block[1], c->block[2]), c->smem, c->stream, params, extra, cluster, cooperative);
 }
 
+// One cluster beside the other on whichever multiprocessors there are: of a GPU some may be left over.
+API cuOccupancyMaxActiveClusters(int* n, void* handle, const LaunchConfig* c) {
+    auto* f = (Function*)handle;
+    if (!f || !c) return CUDA_ERROR_INVALID_HANDLE;
+    dim3 cluster = f->entry.cluster;
+    for (unsigned i = 0; i < c->count; ++i)
+        if (c->attributes[i].id == 4) cluster = dim3(c->attributes[i].dims[0], c->attributes[i].dims[1], c->attributes[i].dims[2]);
+    const unsigned blocks = cluster.x * cluster.y * cluster.z, threads = c->block[0] * c->block[1] * c->block[2];
+    if (!blocks || !threads || device().major < 9) return CUDA_ERROR_INVALID_VALUE;
+    if (c->smem > size_t(f->max_dynamic)) return CUDA_ERROR_INVALID_VALUE;
+    *n = int(device_sms() * blocks_per_sm(*f, int(threads), c->smem) / blocks);
+    return CUDA_SUCCESS;
+}
+
 // ---- what the crate calls ----------------------------------------------------------------------------------------------
 #define CONTROL extern "C" __attribute__((visibility("default")))
 struct EmuConfig { const char* device; int sms, order, async_, check, banks, workers, spin_seconds; uint64_t seed; };

@@ -4,7 +4,7 @@ use super::nvrtc::Program;
 use crate::plan::{DeviceInfo, KERNELS, Kernel};
 use crate::{Error, Result};
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -86,6 +86,7 @@ impl Kernels {
         let mut kernels = Kernels { modules, functions: Mutex::default(), device: device.clone() };
         if cooperative {
             device.exact_blocks_per_sm = kernels.exact_occupancy()?;
+            device.exact_clusters = kernels.exact_clusters(&context.default_stream());
         }
         kernels.device = device;
         Ok(kernels)
@@ -136,6 +137,22 @@ impl Kernels {
         }
         Ok(least)
     }
+
+    /// Clusters of Hopper's exact kernel that the device holds. 0, for none, where it has no such kernel or the driver will not say.
+    fn exact_clusters(&self, stream: &CudaStream) -> u32 {
+        let kernels = KERNELS.iter().filter(|k| k.cooperative && k.cluster > 1);
+        let entry_points = kernels.flat_map(|kernel| kernel.entry_points().into_iter().map(move |name| (kernel, name)));
+        let clusters = |(kernel, name): (&Kernel, std::borrow::Cow<'static, str>)| {
+            let config = LaunchConfig {
+                grid_dim: (kernel.cluster, 1, 1),
+                block_dim: (kernel.threads, 1, 1),
+                shared_mem_bytes: kernel.shared,
+            };
+            // The kernel itself says how many blocks a cluster has.
+            self.function(&name, kernel).ok()?.occupancy_max_active_clusters(config, stream).ok()
+        };
+        entry_points.map(|entry_point| clusters(entry_point).unwrap_or(0)).min().unwrap_or(0)
+    }
 }
 
 /// Machine code, the first of these that the driver takes: embedded, kept on disk, compiled now.
@@ -177,6 +194,7 @@ fn query(context: &Arc<CudaContext>) -> Result<DeviceInfo> {
         l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         registers_per_sm: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)?,
         exact_blocks_per_sm: [number(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)?; 2],
+        exact_clusters: 0,
     })
 }
 

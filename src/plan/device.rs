@@ -24,6 +24,9 @@ pub struct DeviceInfo {
     /// Blocks of the exact kernel that a multiprocessor holds at once, for 16-bit inputs and for `f32`: it synchronises its
     /// whole grid, so no more than these may be launched. 0 where the device cannot do that.
     pub exact_blocks_per_sm: [u32; 2],
+    /// Clusters of two blocks of Hopper's exact kernel that the device holds at once. It synchronises its whole grid, too. 0 where there
+    /// is no such kernel, or the driver does not say.
+    pub exact_clusters: u32,
 }
 
 /// Shared memory that the driver takes of each block.
@@ -87,6 +90,8 @@ const fn known(
         registers_per_sm: 65_536,
         // By shared memory and, for f32, registers.
         exact_blocks_per_sm: [if shared_kib >= 164 { 2 } else { 1 }, 1],
+        // Multiprocessors come in pairs, which are never parted.
+        exact_clusters: if matches!(compute_capability, (9, 0)) { sm_count / 2 } else { 0 },
     }
 }
 

@@ -29,7 +29,7 @@ pub struct KernelChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Hopper: `cluster=on` or `off`, pairs of blocks that share each tile of the classifier, on the exact path one operand of each product.
-    /// `None`: the forward by the planner's model of time, the exact path without.
+    /// `None`: by the planner's model of time.
     pub cluster: Option<bool>,
     /// Hopper: `lead=0` to `3`, steps of the main loop by which the second consumer starts behind the first.
     pub lead: u32,

@@ -55,8 +55,8 @@ const REDO_SPLITS: u32 = 8;
 
 /// Classes of a tile of the Hopper kernels.
 const HOPPER_TILE: usize = 256;
-/// Blocks of a cluster of the Hopper forward, and the time that it takes for a tile next to a block by itself: predicted, see
-/// DESIGN.md, section 4. With it clusters are for even numbers of row blocks, and for odd ones from 9 on.
+/// Blocks of a cluster of the Hopper kernels, and the time that it takes for a tile next to a block by itself: predicted, see DESIGN.md,
+/// section 4. With it the forward has clusters for even numbers of row blocks, and for odd ones from 9 on.
 const CLUSTER: u32 = 2;
 const CLUSTER_TIME: f64 = 0.86;
 
@@ -313,9 +313,12 @@ impl LaunchPlan {
         (u64::from(self.row_blocks) * tiles) as f64 / (u64::from(self.device.sm_count) * busiest) as f64
     }
 
-    /// Where they are asked for: no measurement says yet whether they gain.
+    /// Whether the exact path runs in clusters: what is asked for, else what takes less time by the forward's model. Two products of three
+    /// go over an odd last row block twice; where only some rows are exact, they may be of a single one.
     fn exact_in_clusters(&self) -> bool {
-        self.hopper && self.workload.kernels.tuning.cluster == Some(true) && self.device.sm_count >= CLUSTER
+        let twice = f64::from(self.row_blocks.next_multiple_of(CLUSTER)) / f64::from(self.row_blocks);
+        let faster = self.dense && self.row_blocks >= CLUSTER && CLUSTER_TIME * (2.0 * twice + 1.0) / 3.0 < 1.0;
+        self.hopper && self.device.exact_clusters > 0 && self.workload.kernels.tuning.cluster.unwrap_or(faster)
     }
 
     fn plan_forward(&mut self, smoothing: bool) {
@@ -422,7 +425,7 @@ impl LaunchPlan {
         }
         // Also where lists are kept: rows may overflow, and rows whose log-sum-exp is not finite are always exact.
         if self.exact_in_clusters() {
-            steps.launch(kernels::EXACT_HOPPER_CLUSTER, [self.device.sm_count / CLUSTER * CLUSTER, 1]);
+            steps.launch(kernels::EXACT_HOPPER_CLUSTER, [CLUSTER * self.device.exact_clusters, 1]);
         } else if self.hopper {
             steps.launch(kernels::EXACT_HOPPER, [self.device.sm_count, 1]);
         } else {

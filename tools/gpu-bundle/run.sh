@@ -141,7 +141,7 @@ bench() {
     local common=(bench --backend cuda --methods unbiased,threshold,exact,evaluation,baseline)
     if [ $emulated = yes ]; then
         step bench-emulated ./bin/cce "${common[@]}" --shape gpt2 --tokens 48 --vocab 700 --hidden 40 --dtype f32,bf16,f16 \
-            --softcap 0,30 --rounds 1 --profile --csv "$record/emulated.csv" ${BENCH_ARGS:-}
+            --softcap 0,30 --ignored 0,0.3 --rounds 1 --profile --csv "$record/emulated.csv" ${BENCH_ARGS:-}
         return
     fi
     # Clocks all along: a GPU that slows down while it is measured shows here.
@@ -161,6 +161,7 @@ bench() {
             --csv "$record/others.csv" --chart "$record/others.svg" ${BENCH_ARGS:-}
         step bench-tokens ./bin/cce "${common[@]}" --shape llama3_8b --tokens 1024,2048,4096,8192,16384 --rounds 10 \
             --csv "$record/tokens.csv" --chart "$record/tokens.svg" ${BENCH_ARGS:-}
+        step bench-ignored ./bin/cce "${common[@]}" --shape llama3_8b --ignored 0.1,0.5 --rounds 10 --csv "$record/ignored.csv" ${BENCH_ARGS:-}
         step bench-types ./bin/cce "${common[@]}" --shape qwen2_5_0_5b --dtype f32,f16 --rounds 5 \
             --csv "$record/types.csv" ${BENCH_ARGS:-}
         step bench-gradient-error ./bin/cce "${common[@]}" --shape gpt2 --tokens 2048 --dtype f32 --rounds 0 --gradient-error ${BENCH_ARGS:-}
@@ -175,7 +176,7 @@ tune() {
     for kernels in hopper:cluster=on,lead={0,1,2,3} hopper:cluster=off,lead={0,2} hopper:cluster=on,sweep={20,40} hopper:gather=on; do
         forward+=(--kernels "$kernels")
     done
-    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 hopper:cluster=on,lead={0,2,3} hopper:gather=on portable; do exact+=(--kernels "$kernels"); done
+    for kernels in hopper:lead=2,chunk={16,32,64,128} hopper:lead={0,3},chunk=64 hopper:cluster=off,lead={0,2,3} hopper:gather=on portable; do exact+=(--kernels "$kernels"); done
     if [ $emulated = yes ]; then
         local small="--shape gpt2 --tokens 300 --vocab 700 --hidden 40 --dtype bf16 --rounds 1"
         # shellcheck disable=SC2086

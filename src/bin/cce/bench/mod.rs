@@ -28,6 +28,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use timing::{Pair, Seconds};
 pub use workloads::GenerateArgs;
+use workloads::Recipe;
 
 /// Time and memory of forward and backward, against the materialising baseline.
 ///
@@ -73,6 +74,10 @@ pub struct BenchArgs {
     /// as a trained model's.
     #[arg(long, value_name = "ENTRIES", value_delimiter = ',', conflicts_with = "input")]
     kept: Vec<u32>,
+    /// Shares of the tokens that are ignored in generated inputs, each by a draw of its own, separated by commas. T and the baseline's
+    /// products are those of all tokens.
+    #[arg(long, value_name = "SHARE", value_delimiter = ',', default_value = "0", conflicts_with = "input")]
+    ignored: Vec<f64>,
     /// Rounds over all methods. 0 only verifies.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -143,6 +148,20 @@ fn methods(args: &BenchArgs) -> Vec<Method> {
     methods
 }
 
+/// Every softcap with every number of kept entries and every share of ignored tokens.
+fn recipes(args: &BenchArgs) -> Vec<Recipe> {
+    let kept: Vec<_> = if args.kept.is_empty() { vec![None] } else { args.kept.iter().copied().map(Some).collect() };
+    let mut recipes = Vec::new();
+    for &softcap in &args.softcap {
+        for &kept in &kept {
+            for &ignored in &args.ignored {
+                recipes.push(Recipe { softcap, kept, ignored, seed: args.seed });
+            }
+        }
+    }
+    recipes
+}
+
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let by_default = args.kernels.iter().all(|kernels| *kernels == KernelChoice::default());
@@ -166,7 +185,6 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let named = if args.input.is_some() { Vec::new() } else { machine.shapes(&args.shape) };
     let given: Vec<_> = args.tokens.iter().copied().map(Some).collect();
     let tokens = if given.is_empty() { vec![None] } else { given };
-    let kept = if args.kept.is_empty() { vec![None] } else { args.kept.iter().copied().map(Some).collect() };
     for name in &named {
         for &tokens in &tokens {
             let shape = Some(name.clone());
@@ -176,12 +194,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 if shape != asked {
                     say!("{name}: {asked} does not fit half of the free memory; scaled to {shape}")?;
                 }
-                for (&softcap, &kept) in
-                    args.softcap.iter().flat_map(|softcap| kept.iter().map(move |kept| (softcap, kept)))
-                {
+                for recipe in recipes(args) {
                     progress.set_message(format!("generating {shape} {dtype}"));
-                    let workload = workloads::generate(&machine, shape, dtype, softcap, args.seed, kept)?;
-                    let name = kept.map_or(name.clone(), |kept| format!("{name} kept {kept}"));
+                    let workload = workloads::generate(&machine, shape, dtype, recipe)?;
+                    let name = recipe.label(name);
                     reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut findings)?);
                 }
             }
@@ -411,7 +427,7 @@ mod tests {
     use super::*;
     use crate::common::slice_oracle::Outcome;
     use cpu::CpuRunner;
-    use cut_cross_entropy::{DType, Shape};
+    use cut_cross_entropy::{DType, HostBuffer, Shape};
     use methods::Step;
 
     /// The processor, whose evaluation is off by so much.
@@ -438,9 +454,39 @@ mod tests {
     }
 
     #[test]
+    fn an_ignored_token_has_zeros_or_the_method_is_wrong() {
+        let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
+        let recipe = Recipe { softcap: 0.0, kept: None, ignored: 0.5, seed: 1 };
+        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, recipe).expect("fits");
+        let ignored = (0..shape.tokens).find(|&token| workload.target(token).is_none()).expect("half of them are");
+        let oracle = SliceOracle::new(&workload);
+        let mut runner = CpuRunner::new(&workload).expect("fits");
+        for method in [Method::Ours(GradientFilter::Exact, KernelChoice::default()), Method::Baseline] {
+            runner.poison().expect("memory");
+            runner.step(method).expect("runs");
+            let right = runner.outcome(method).expect("ran");
+            oracle.check(&right).expect("right");
+            let [d_embeddings, d_classifier] = right.gradients.expect("both");
+            let off = |value: f32| {
+                let (mut nll, mut d_embeddings) = (right.nll.to_vec(), d_embeddings.as_f32().expect("f32").to_vec());
+                nll[ignored] = value;
+                let by_nll = oracle.check(&Outcome { nll: &nll, ..right });
+                d_embeddings[ignored * shape.hidden + 3] = value;
+                let gradients = Some([&HostBuffer::F32(d_embeddings), d_classifier]);
+                let by_gradient = oracle.check(&Outcome { gradients, ..right });
+                [by_nll, by_gradient]
+            };
+            assert!(off(0.0).iter().all(Result::is_ok));
+            assert!(off(1e-30).iter().all(Result::is_err));
+            assert!(off(f32::NAN).iter().all(Result::is_err));
+        }
+    }
+
+    #[test]
     fn a_wrong_method_is_left_out_and_the_others_are_not() {
         let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
-        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, 0.0, 1, None).expect("fits");
+        let recipe = Recipe { softcap: 0.0, kept: None, ignored: 0.0, seed: 1 };
+        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, recipe).expect("fits");
         let kernels = KernelChoice::default();
         let methods = [Method::Ours(GradientFilter::Exact, kernels), Method::Evaluation(kernels), Method::Baseline];
         for (off, right) in [(0.0, vec![0, 1, 2]), (1e-3, vec![0, 2]), (f32::NAN, vec![0, 2])] {

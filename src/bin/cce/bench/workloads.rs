@@ -2,11 +2,11 @@
 
 use super::machine::Machine;
 use crate::args::{BackendArg, DTypeArg, ShapeArgs};
-use crate::common::workload::{CONFIDENCE, Workload, confidence_keeping};
+use crate::common::workload::{CONFIDENCE, IGNORED, Workload, confidence_keeping};
 use crate::tensors::{self, Output, TensorFile};
 use anyhow::{Context, ensure};
 use clap::Args;
-use cut_cross_entropy::{CceOptions, DType, HostBuffer, Inputs, Matrix, Problem, Shape};
+use cut_cross_entropy::{CceOptions, DType, Inputs, Matrix, Problem, Shape};
 use std::path::{Path, PathBuf};
 
 /// Write inputs like a trained model's to a safetensors file, for other programs to be measured on the same.
@@ -29,6 +29,9 @@ pub struct GenerateArgs {
     /// Entries that a row keeps on average at 2^-10: sharpens or flattens the softmax. Without it, as a trained model's.
     #[arg(long, value_name = "ENTRIES")]
     kept: Option<u32>,
+    /// Share of the tokens that are ignored, each by a draw of its own: their targets are -100.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    ignored: f64,
     /// Seed of the generator.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -43,7 +46,9 @@ impl GenerateArgs {
         tensors::check_writable(&self.output)?;
         let machine = Machine::open(self.backend)?;
         let shape = self.shape.sizes()?;
-        let workload = generate(&machine, shape, self.dtype.into(), self.softcap, self.seed, self.kept)?;
+        let GenerateArgs { softcap, kept, ignored, seed, .. } = *self;
+        let recipe = Recipe { softcap, kept, ignored, seed };
+        let workload = generate(&machine, shape, self.dtype.into(), recipe)?;
         let Shape { tokens, hidden, vocab } = shape;
         let outputs = [
             Output::gradient("embeddings", &[tokens, hidden], &workload.embeddings)?,
@@ -55,23 +60,39 @@ impl GenerateArgs {
     }
 }
 
-/// Generated inputs, with targets drawn from their softmax, of which a row keeps `kept` entries on average at 2^-10.
-pub fn generate(
-    machine: &Machine,
-    shape: Shape,
-    dtype: DType,
-    softcap: f32,
-    seed: u64,
-    kept: Option<u32>,
-) -> anyhow::Result<Workload> {
+/// What generated inputs are like, beside their shape and type.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe {
+    /// 0: none.
+    pub softcap: f32,
+    /// Entries that a row keeps on average at 2^-10; `None`: as a trained model's.
+    pub kept: Option<u32>,
+    /// Share of the tokens that are ignored.
+    pub ignored: f64,
+    pub seed: u64,
+}
+
+impl Recipe {
+    /// The name of a shape, with what is unusual.
+    pub fn label(&self, name: &str) -> String {
+        let kept = self.kept.map_or(String::new(), |kept| format!(" kept {kept}"));
+        let ignored = if self.ignored > 0.0 { format!(" ignored {}", self.ignored) } else { String::new() };
+        format!("{name}{kept}{ignored}")
+    }
+}
+
+/// Generated inputs, with targets drawn from their softmax.
+pub fn generate(machine: &Machine, shape: Shape, dtype: DType, recipe: Recipe) -> anyhow::Result<Workload> {
+    let Recipe { softcap, kept, ignored, seed } = recipe;
     ensure!(shape.tokens > 0 && shape.hidden > 0 && shape.vocab > 0, "a benchmark needs sizes above 0: {shape}");
+    ensure!((0.0..1.0).contains(&ignored), "the share of ignored tokens is at least 0 and below 1; this is {ignored}");
     let softcap = some(softcap)?;
     let confidence = match kept {
         None => CONFIDENCE,
         Some(kept) => confidence_keeping(kept.into(), 2.0_f64.powi(-10), shape, softcap, seed)
             .with_context(|| format!("the generator cannot make rows that keep {kept} entries of {shape}"))?,
     };
-    let workload = Workload::without_targets(shape, dtype, softcap, seed, confidence);
+    let workload = Workload::without_targets(shape, dtype, softcap, seed, confidence).ignoring(ignored);
     let found = machine.survey(&workload, Some(seed))?;
     Ok(workload.surveyed(found))
 }
@@ -81,7 +102,7 @@ fn some(softcap: f32) -> anyhow::Result<Option<f32>> {
     Ok((softcap > 0.0).then_some(softcap))
 }
 
-/// Tensors of a trained model, without the tokens that have no target.
+/// Tensors of a trained model; some tokens may have no target.
 pub fn from_file(machine: &Machine, path: &Path, softcap: f32) -> anyhow::Result<Workload> {
     let mut file = TensorFile::open(path)?;
     let (embeddings, classifier) = (file.require("embeddings")?, file.require("classifier")?);
@@ -94,25 +115,12 @@ pub fn from_file(machine: &Machine, path: &Path, softcap: f32) -> anyhow::Result
         &targets,
     );
     Problem::new(&inputs, &CceOptions::default())?;
-    let kept: Vec<usize> = (0..tokens).filter(|&i| targets[i] >= 0).collect();
-    ensure!(!kept.is_empty() && vocab > 0 && hidden > 0, "a benchmark needs tokens with targets, classes and columns");
-    let embeddings = rows(embeddings.into_buffer("embeddings")?, hidden, &kept);
-    let targets = kept.iter().map(|&i| targets[i]).collect();
-    let shape = Shape { tokens: kept.len(), hidden, vocab };
-    let mut workload = Workload::from_parts(shape, embeddings, classifier.into_buffer("classifier")?, targets);
+    let has_rows = targets.iter().any(|&target| target != IGNORED);
+    ensure!(has_rows && vocab > 0 && hidden > 0, "a benchmark needs tokens with targets, classes and columns");
+    let shape = Shape { tokens, hidden, vocab };
+    let (embeddings, classifier) = (embeddings.into_buffer("embeddings")?, classifier.into_buffer("classifier")?);
+    let mut workload = Workload::from_parts(shape, embeddings, classifier, targets);
     workload.softcap = some(softcap)?;
     let found = machine.survey(&workload, None)?;
     Ok(workload.surveyed(found))
-}
-
-fn rows(matrix: HostBuffer, columns: usize, kept: &[usize]) -> HostBuffer {
-    fn pick<T: Copy>(matrix: &[T], columns: usize, kept: &[usize]) -> Vec<T> {
-        kept.iter().flat_map(|&i| &matrix[i * columns..][..columns]).copied().collect()
-    }
-    match matrix {
-        HostBuffer::F32(m) => HostBuffer::F32(pick(&m, columns, kept)),
-        HostBuffer::F16(m) => HostBuffer::F16(pick(&m, columns, kept)),
-        HostBuffer::BF16(m) => HostBuffer::BF16(pick(&m, columns, kept)),
-        other => other,
-    }
 }

@@ -1,14 +1,16 @@
 //! The materialising baseline on the device: cuBLAS to N×V f32 logits, one kernel for their log-sum-exp, one for their
-//! gradient in the inputs' type, two more calls of cuBLAS. f32 logits, as 16 bits would not pass the check; the factor 1/N
+//! gradient in the inputs' type, two more calls of cuBLAS. f32 logits, as 16 bits would not pass the check; the mean's factor
 //! goes into the last products, so that 16-bit gradients stay in range. Buffers are allocated once.
 
 use super::Device;
 use super::blas::{Precision, View};
+use crate::common::workload::Workload;
 use anyhow::{Context, ensure};
 use cut_cross_entropy::cuda::cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
+use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::{DType, Shape};
 use std::sync::Arc;
 
@@ -31,8 +33,8 @@ struct BaselineArgs {
     loss: u64,
     tokens: u32,
     vocab: u32,
+    rows: u32,
     softcap: f32,
-    padding: u32,
 }
 
 // SAFETY: plain data, laid out as the kernels declare it.
@@ -43,6 +45,8 @@ pub struct Baseline {
     module: Option<Arc<CudaModule>>,
     shape: Shape,
     dtype: DType,
+    /// Tokens that are not ignored.
+    rows: usize,
     softcap: f32,
     /// Of f32 inputs the gradients replace the logits.
     logits: Option<CudaSlice<f32>>,
@@ -70,14 +74,16 @@ impl Baseline {
     }
 
     /// Without its large buffers, which come with the first step that needs them.
-    pub fn new(device: &Device, shape: Shape, dtype: DType, softcap: Option<f32>) -> anyhow::Result<Self> {
+    pub fn new(device: &Device, workload: &Workload) -> anyhow::Result<Self> {
+        let (shape, dtype) = (workload.shape, workload.embeddings.as_slice().dtype());
         let stream = device.stream();
         let load = |image: &[u8]| stream.context().load_module(Ptx::from_binary(image.to_vec()));
         Ok(Baseline {
             module: IMAGE.map(load).transpose().context("the baseline's kernels")?,
             shape,
             dtype,
-            softcap: softcap.unwrap_or(0.0),
+            rows: workload.rows(),
+            softcap: workload.softcap.unwrap_or(0.0),
             logits: None,
             gradients: None,
             nll: stream.alloc_zeros(shape.tokens)?,
@@ -156,8 +162,8 @@ impl Baseline {
             loss: self.loss.device_ptr(stream).0,
             tokens: u32::try_from(self.shape.tokens)?,
             vocab: u32::try_from(self.shape.vocab)?,
+            rows: u32::try_from(self.rows)?,
             softcap: self.softcap,
-            padding: 0,
         })
     }
 
@@ -182,7 +188,7 @@ impl Baseline {
         self.launch(device, &format!("baseline_gradient_{}", self.dtype), tokens, &args)?;
         let matrix = |address, rows| View::new(address, self.dtype, rows, hidden);
         let gradient = View::new(args.gradient, self.dtype, tokens, vocab);
-        let weight = 1.0 / tokens as f32;
+        let weight = 1.0 / self.rows.max(1) as f32;
         let (e, c) = (matrix(tensors.embeddings, tokens), matrix(tensors.classifier, vocab));
         // SAFETY: inputs and outputs of these shapes live as long as the runner, as does the plane of N·V elements.
         unsafe {

@@ -250,7 +250,7 @@ impl<'a> CudaRunner<'a> {
             targets: device.stream().clone_htod(&workload.targets)?,
             d_embeddings: device.cuda.allocate("d_embeddings", dtype, shape.tokens * shape.hidden)?,
             d_classifier: device.cuda.allocate("d_classifier", dtype, shape.vocab * shape.hidden)?,
-            baseline: Baseline::new(device, shape, dtype, workload.softcap)?,
+            baseline: Baseline::new(device, workload)?,
             last: Last::default(),
             host: None,
         })
