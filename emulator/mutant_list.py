@@ -313,6 +313,7 @@ HOPPER = [
     mutant("dealt: workers with a long item more come first", K + "hopper_deal.cuh", "worker < more ? worker + fewer : worker - more", "worker", "example_deal", DEALT),
     mutant("dealt: what is ahead forgotten", K + "hopper_deal.cuh", "longs + ahead * fewer + position", "longs + position", "example_deal", DEALT),
     mutant("exact, cluster: items dealt to blocks", ITEMS, "worker = blockIdx.x / CLUSTER, workers", "worker = blockIdx.x, workers", "exact_sm90", PAIRS),
+    mutant("exact: dbias summed where others still have values of the item before", OUTPUTS, "    prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);       // nobody is at", "    // nobody is at", "exact_sm90", "cuda_hopper the_exact_path/odd_columns"),
     mutant("exact: the last items left out", ITEMS, "d_classifier + d_embeddings + d_bias; }", "d_classifier + d_embeddings; }", "exact_sm90", LONG),
     mutant("exact, cluster: a stage is free when one block has read it", PIPELINE, "CLUSTER * CONSUMERS * WARPGROUP / 32", "CONSUMERS * WARPGROUP / 32", "exact_sm90", PAIRS),
     mutant("exact, cluster: both blocks load the same part of B", EXACT90, "b = rank * PART + lane", "b = lane", "exact_sm90", PAIRS),

@@ -202,6 +202,7 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
             sum[2 * i + 1] += prim::unpack_hi<T>(v.w[i]);
         }
     }
+    prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);       // nobody is at the item before any more
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) sums[group * SIDE + eight * 8 + i] = sum[i];
     prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);

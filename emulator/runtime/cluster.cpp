@@ -17,7 +17,7 @@ void async_part(Clock& to, const Clock& from) {
     for (size_t i = threads; i < from.all.size(); i = i / per * per + per + threads) {
         const size_t n = i / per * per + per - i;
         vmax(&to.all[i], &from.all[i], n);
-        vmax(&to.fenced[i], &from.fenced[i], n);
+        to.fenced.join(from.fenced, i, n, from.all.size());
     }
     ++to.version;
 }

@@ -44,7 +44,7 @@ static void finish_load(LoadOp& op) {
     if (checking()) {
         land(op.dst, op.bytes, b.who, clk, true);
         b.pend.all[b.who] = clk;
-        b.pend.fenced[b.who] = clk;
+        b.pend.fenced.set(b.who, clk, b.pend.all.size());
     }
     b.tx -= op.bytes;
     phase_check(b);

@@ -13,6 +13,11 @@
 namespace emu {
 
 EMU_SIMD void vmax(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i]; }
+EMU_SIMD bool is_below(const uint32_t* a, const uint32_t* b, size_t n) {
+    uint32_t above = 0;
+    for (size_t i = 0; i < n; ++i) above |= a[i] > b[i];
+    return !above;
+}
 EMU_SIMD void vmin(uint32_t* __restrict a, const uint32_t* __restrict b, size_t n) { for (size_t i = 0; i < n; ++i) a[i] = a[i] < b[i] ? a[i] : b[i]; }
 
 void Counters::add(const Counters& o) {

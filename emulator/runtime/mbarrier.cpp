@@ -66,7 +66,7 @@ void fence_mbarrier_init() {
 void fence_proxy_async() {
     Fiber* f = self();
     if (checking()) {
-        f->clock.fenced[f->who] = f->clock.all[f->who];     // this thread's own writes, as the guide has it
+        f->clock.fenced.set(f->who, f->clock.all[f->who], f->clock.all.size());     // this thread's own writes, as the guide has it
         tick(f);
     }
     for (auto& b : me->cta.mbars) b.visible_to_async = true;

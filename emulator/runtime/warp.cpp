@@ -37,8 +37,7 @@ void finish_warp(Rendezvous* r) {
 void sync_warp(uint32_t mask, Site at) {
     if (Rendezvous* r = warp_collective(kSyncWarp, mask, nullptr, at, "__syncwarp")) {
         if (checking()) {
-            Clock c;
-            c.reset(me->cta.clocks);
+            Clock c = self()->clock;
             for (int l = 0; l < 32; ++l) if (mask >> l & 1) { c.join(lane_fiber(l)->clock); tick(lane_fiber(l)); }
             for (int l = 0; l < 32; ++l) if (mask >> l & 1) lane_fiber(l)->clock.join(c);
         }
