@@ -37,6 +37,18 @@ static bool was_read(const Cell& k, int who, const Clock& c) {
         if (r.async && (r.who == who || r.clk <= c.all[r.who])) return true;
     return false;
 }
+// Keeps the last read of each thread that may run beside this one, which is about to read. Not at each read: as many threads as read the same.
+static void forget_readers(std::vector<Reader>& readers, int who, const Clock& c) {
+    std::vector<bool> seen(c.all.size());
+    size_t first = readers.size();
+    for (size_t i = first; i-- > 0;) {
+        const Reader r = readers[i];
+        if (r.who == who || seen[r.who] || r.clk <= c.all[r.who]) continue;
+        seen[r.who] = true;
+        readers[--first] = r;
+    }
+    readers.erase(readers.begin(), readers.begin() + std::ptrdiff_t(first));
+}
 static uint32_t addr_of(const Cell* k) { return kSmemBase + 2 * uint32_t(k - me->cells.data()); }
 
 void check_read(uint32_t addr, size_t n, int who, uint32_t clk, const Clock& c, bool async, bool atomic, const void* pc, const Loc& loc) {
@@ -50,13 +62,14 @@ void check_read(uint32_t addr, size_t n, int who, uint32_t clk, const Clock& c, 
         }
         if (k->w_who != who && k->w_clk > c.all[k->w_who] && !(atomic && k->atomic)) { race("read", loc, addr_of(k), k->w_who, k->w_pc); return; }
         if (async && !k->by_async && k->w_clk > c.fenced[k->w_who]) { unfenced("read", loc, addr_of(k), *k); return; }
+        if (atomic) continue;                // its write follows
         auto& r = k->readers;
-        if (r.size() == 1 && r[0].who == who) { r[0].clk = clk; r[0].pc = pc; continue; }
-        size_t out = 0;
-        for (size_t i = 0; i < r.size(); ++i)
-            if (r[i].who != who && r[i].clk > c.all[r[i].who]) r[out++] = r[i];   // keep only concurrent readers
-        r.resize(out);
-        if (!atomic) r.push_back({uint16_t(who), async, clk, pc});     // an atomic's read is followed by its write
+        if (!r.empty() && r.back().who == who) { r.back().clk = clk; r.back().pc = pc; continue; }
+        if (r.size() >= k->room) {
+            forget_readers(r, who, c);
+            k->room = std::max(8u, 2 * uint32_t(r.size()));
+        }
+        r.push_back({uint16_t(who), async, clk, pc});
     }
 }
 

@@ -41,6 +41,7 @@ struct Cell {                                // two bytes of shared memory
     uint16_t w_who = 0;
     bool init = false, by_async = false, atomic = false;
     uint16_t inflight = 0;                   // an asynchronous copy is going to write here
+    uint32_t room = 8;                       // readers, before those that no longer matter are forgotten
     const void* w_pc = nullptr;
     std::vector<Reader> readers;
 };
