@@ -159,7 +159,7 @@ struct LceBackwardScratch {
     u32* exact_scale;                        // [1] bits of the largest magnitude of a logit gradient, atomic maximum
     u32* barrier;                            // [3] of the grid: arrivals, generation; items of work drawn; zero before the launch
     void* exact_gradients;                   // logit gradients of a panel of exact rows x a chunk of classes, of the input type
-    float* exact_d_embeddings;               // [exact_panel_rows, D] accumulators
+    float* exact_d_embeddings;               // [exact_slices, exact_panel_rows, D] accumulators
     u64 exact_gradients_elements;            // that exact_gradients holds
     u32 exact_panel_rows;                    // multiple of BLOCK_N
     u32 tile_use;                            // TileUse
@@ -197,5 +197,5 @@ struct LceArgs {
     u32 previous_tile;                       // where the round before this one began
     u32 round;                               // which one this is
     u32 redo;                                // 1: for the blocks alone whose pools overflowed in this round
-    u32 padding;
+    u32 exact_slices;                        // most slices of a chunk of classes on the exact path, each with sums of dE of its own
 };

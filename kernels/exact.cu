@@ -4,6 +4,7 @@
 //     for each chunk of classes      (a)  G = gradient of the logits of E C^T          tiles of 128 rows x 128 classes
 //         grid barrier               (b)  dE += G C, dC = G^T E, dbias = column sums of G      tiles of 128 x 128 of D
 //         grid barrier
+//     where there are slices         (c)  dE = their sum                               rows (exact_slices.cuh)
 //
 // Every output element has one owner, one order of additions and one rounding: dE waits in f32 accumulators for the last chunk, and a
 // column of dC is complete with its chunk, what the sparse rows give to it included. With more rows than accumulators there are several
@@ -13,7 +14,9 @@
 // do not exist: the products need no masks. The host provides round_up(X, 128) * 128 elements of workspace at least, X the number of
 // exact rows, and at least round_up(min(X, exact_panel_rows), 128) * 128 follows from it.
 #include "column_sum.cuh"
+#include "deal.cuh"
 #include "exact_passes.cuh"
+#include "exact_slices.cuh"
 #include "gradient.cuh"
 #include "gradient_product.cuh"
 #include "gradient_scale.cuh"
@@ -80,9 +83,11 @@ struct Work {
     u32 row_tiles;                           // of the pass
     u32 width;                               // classes of a chunk and row length of G, a multiple of TILE
     Chunk chunk;
+    u32 slices, slice_tiles;                 // of a chunk as long as the first
     u32 segment_tiles;                       // most tiles of a segment
     Segment segment;
-    u32 item;                                // of a phase: this block's share is every gridDim.x-th
+    u32 item;                                // of phase (a): this block's share is every gridDim.x-th
+    u32 turn;                                // of phase (b): items that this block has had
     u32 more;                                // 0: all is done
 };
 
@@ -190,31 +195,39 @@ enum class Product : u32 { D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
 struct Item {
     Product kind;
     u32 tile, column0;                       // of rows or of classes; of D
+    u32 slice;                               // of the chunk, for dE
 };
 
-// The longest work comes first: dE sums over a chunk's classes, dC over the rows.
+// This block's, dealt out beforehand. The longest work comes first: dE sums over the classes of a slice, dC over the rows.
 __device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work) {
-    const u32 column_tiles = div_up(p.hidden, TILE);
-    const u32 d_embeddings = work.pass.d_embeddings * work.row_tiles * column_tiles;
+    const u32 column_tiles = div_up(p.hidden, TILE), slices = div_up(work.chunk.tiles, work.slice_tiles);
+    const u32 of_slice = work.row_tiles * column_tiles, d_embeddings = work.pass.d_embeddings * slices * of_slice;
     const u32 d_classifier = work.pass.d_classifier * work.chunk.tiles * column_tiles, d_bias = work.pass.d_bias * work.chunk.tiles;
-    u32 at = work.item;
-    if (at < d_embeddings) return {Product::D_EMBEDDINGS, at / column_tiles, at % column_tiles * TILE};
-    at -= d_embeddings;
-    if (at < d_classifier) return {Product::D_CLASSIFIER, at / column_tiles, at % column_tiles * TILE};
-    at -= d_classifier;
-    return {at < d_bias ? Product::D_BIAS : Product::NONE_LEFT, at, 0};
+    const bool classifier_first = work.row_tiles >= work.slice_tiles;
+    const u32 longs = classifier_first ? d_classifier : d_embeddings;
+    const u32 long_tiles = classifier_first ? work.row_tiles : work.slice_tiles, other_tiles = classifier_first ? work.slice_tiles : work.row_tiles;
+    u32 at = share::Deal{blockIdx.x, gridDim.x, longs, long_tiles, other_tiles}.item(work.turn);
+    if (at >= d_embeddings + d_classifier) {
+        at -= d_embeddings + d_classifier;
+        return {at < d_bias ? Product::D_BIAS : Product::NONE_LEFT, at, 0, 0};
+    }
+    const bool classifier = (at < longs) == classifier_first;
+    if (at >= longs) at -= longs;
+    if (classifier) return {Product::D_CLASSIFIER, at / column_tiles, at % column_tiles * TILE, 0};
+    return {Product::D_EMBEDDINGS, at % of_slice / column_tiles, at % column_tiles * TILE, at / of_slice};
 }
 
-// dE of 128 exact rows and 128 columns: added to the accumulators, or with the last chunk written.
+// dE of 128 exact rows and 128 columns: added to the slice's accumulators, or with the last chunk written where it has the only slice.
 template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
     const LceProblem& p = a.problem;
     gradient_product::Accumulators acc;
     {
         const Item item = item_of(p, work);
         const gradient_product::Right<T, gradient_product::ClassRows> right = {
-            static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first, p.vocab}, item.column0, p.hidden};
-        const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.width;
-        const u32 steps = work.chunk.tiles * (TILE / gradient_product::STEP<T>);
+            static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first + item.slice * work.slice_tiles * TILE, p.vocab}, item.column0, p.hidden};
+        const u32 before = item.slice * work.slice_tiles, tiles = smaller(work.slice_tiles, work.chunk.tiles - before);
+        const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.width + before * TILE;
+        const u32 steps = tiles * (TILE / gradient_product::STEP<T>);
         gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.width, right, steps);
     }
     const Item item = item_of(p, work);          // again, rather than in registers meanwhile
@@ -226,8 +239,9 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
         for (u32 h = 0; h < 2; ++h) {
             const u32 r = item.tile * TILE + gradient_product::row_of(thread, m, h);
             if (r >= work.pass.rows) continue;
-            float* sums = a.backward.exact_d_embeddings + u64(r) * p.hidden;
-            const u64 token = work.chunk.is_last ? a.saved.row_token[a.saved.exact_row[work.pass.first + r]] : 0;
+            float* sums = slice_sums(a, item.slice) + u64(r) * p.hidden;
+            const bool writes = work.chunk.is_last && work.slices == 1;
+            const u64 token = writes ? a.saved.row_token[a.saved.exact_row[work.pass.first + r]] : 0;
 #pragma unroll
             for (u32 n = 0; n < 4; ++n)
 #pragma unroll
@@ -236,7 +250,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
                     if (column >= p.hidden) continue;
                     float sum = acc[0][n][2 * h + i];
                     if (!work.chunk.is_first) sum += sums[column];
-                    if (work.chunk.is_last) sink::put_one(a.d_embeddings, token * p.hidden + column, sum * factor);
+                    if (writes) sink::put_one(a.d_embeddings, token * p.hidden + column, sum * factor);
                     else sums[column] = sum;
                 }
         }
@@ -326,8 +340,18 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chu
             write_columns(a, smem, work);
         }
         __syncthreads();
-        if (threadIdx.x == 0) work.item += gridDim.x;
+        if (threadIdx.x == 0) work.turn += 1;
         __syncthreads();
+    }
+}
+
+// ---- phase (c): dE that was summed in slices ---------------------------------------------------------------------------------
+__device__ __forceinline__ bool has_sums(const Work& work) { return work.chunk.is_last && work.pass.d_embeddings && work.slices > 1; }
+
+__device__ __forceinline__ void sums_of_slices(const LceArgs& a, const Work& work) {
+    for (u32 row = blockIdx.x; row < work.pass.rows; row += gridDim.x) {
+        const u32 token = a.saved.row_token[a.saved.exact_row[work.pass.first + row]];
+        add_slices(a, work.slices, row, token, work.scale.up * a.problem.logit_scale, threadIdx.x, THREADS);
     }
 }
 
@@ -350,6 +374,9 @@ __device__ __forceinline__ void begin_pass(const LceArgs& a, Work& work) {
     const u32 most_tiles = u32(a.backward.exact_gradients_elements / (TILE * TILE)) / work.row_tiles;
     work.width = div_up(vocab_tiles, div_up(vocab_tiles, most_tiles)) * TILE;      // equal chunks
     begin_chunk(a, work, 0);
+    const Slices slices(work.chunk.tiles, a.exact_slices);
+    work.slices = slices.count;
+    work.slice_tiles = slices.length;
 }
 
 // The chunk after the present one, of the same pass or the next; false where there is none. By one thread.
@@ -377,10 +404,16 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceAr
     while (smem.work.more) {
         gradients_of_chunk<T, ALIGNED>(a, smem);
         __syncthreads();
-        if (threadIdx.x == 0) smem.work.item = blockIdx.x;
+        if (threadIdx.x == 0) smem.work.turn = 0;
         grid_barrier(a.backward.barrier);
         products_of_chunk<T, ALIGNED>(a, smem.products, smem.work);
+        const bool sums = has_sums(smem.work);   // before thread 0 goes on to the next chunk
         __syncthreads();
+        if (sums) {
+            grid_barrier(a.backward.barrier);    // all slices are there
+            sums_of_slices(a, smem.work);
+            __syncthreads();
+        }
         if (threadIdx.x == 0) smem.work.more = next(a, smem.work);
         grid_barrier(a.backward.barrier);        // the products have read their G
     }

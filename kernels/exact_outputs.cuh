@@ -88,28 +88,38 @@ __device__ __forceinline__ void add_rows(const float* from, const u64 (&row)[2],
 }
 
 // ---- dE ---------------------------------------------------------------------------------------------------------------------
-// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written. Each element of the accumulators has
-// one addition a chunk, and the barriers keep those of several chunks in order.
+// dE of 64 exact rows and 256 columns: added to the accumulators, or with the last chunk written, unless it is one slice of several. Each
+// element of the accumulators has one addition a chunk, and the barriers keep those of several chunks in order.
 __device__ __forceinline__ void store_d_embeddings(const LceArgs& a, Smem& smem, const Item& item, float (&acc)[ACCUMULATORS]) {
     const u32 consumer = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, hidden = a.problem.hidden;
     const exact::Pass& pass = smem.work.pass;
     const Chunk& chunk = smem.work.chunk;
-    const u32 first_row = item.row * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
+    const bool writes = chunk.is_last && smem.work.slices == 1;
+    const u32 first_row = item.row % smem.work.row_span * ROWS + consumer * SIDE + thread / 32 * 16 + thread % 32 / 4;
+    float* slice_sums = exact::slice_sums(a, item.row / smem.work.row_span);
     const u32 first_column = item.column * COLUMNS + thread % 4 * 2;
     u64 in_sums[2], in_output[2];
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) {
         const u32 row = first_row + 8 * h;
         in_sums[h] = row < pass.rows ? u64(row) * hidden + first_column : NO_ROW;
-        in_output[h] = row < pass.rows && chunk.is_last ? u64(Rows::token_of(a, pass, row)) * hidden + first_column : NO_ROW;
+        in_output[h] = row < pass.rows && writes ? u64(Rows::token_of(a, pass, row)) * hidden + first_column : NO_ROW;
     }
-    if (!chunk.is_last) {
-        const LceSink sums = {a.backward.exact_d_embeddings, TYPE_F32, chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE};
+    if (!writes) {
+        const LceSink sums = {slice_sums, TYPE_F32, chunk.is_first ? SINK_OVERWRITE : SINK_ACCUMULATE};
         store_tile(smem, sums, in_sums, first_column, hidden, 1.0f, acc);
         return;
     }
-    if (!chunk.is_first) add_rows(a.backward.exact_d_embeddings, in_sums, first_column < hidden ? hidden - first_column : 0, acc);
+    if (!chunk.is_first) add_rows(slice_sums, in_sums, first_column < hidden ? hidden - first_column : 0, acc);
     store_tile(smem, a.d_embeddings, in_output, first_column, hidden, smem.work.scale.up * a.problem.logit_scale, acc);
+}
+
+// dE of some rows that was summed in slices.
+__device__ __forceinline__ void store_sum_of_slices(const LceArgs& a, Smem& smem, const Item& item) {
+    const Work& work = smem.work;
+    const u32 end = smaller(work.pass.rows, (item.row + 1) * SUM_ROWS);
+    for (u32 row = item.row * SUM_ROWS; row < end; ++row)
+        exact::add_slices(a, work.slices, row, Rows::token_of(a, work.pass, row), work.scale.up * a.problem.logit_scale, threadIdx.x - WARPGROUP, CONSUMERS * WARPGROUP);
 }
 
 // ---- dC and dbias -----------------------------------------------------------------------------------------------------------

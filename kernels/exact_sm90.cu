@@ -4,6 +4,7 @@
 //     for each chunk of classes      GRADIENTS       G = gradient of the logits of E C^T        tiles of 128 rows x 256 classes
 //         grid barrier               PRODUCTS        dE += G C, dC = G^T E, dbias               tiles of 128 rows or classes x 256 of D
 //         grid barrier
+//     where there are slices         SUMS            dE = their sum                             rows (exact_slices.cuh)
 //
 // and that once more for each pass (exact_passes.cuh).
 //
@@ -15,7 +16,7 @@
 // complete with its chunk, what the sparse rows give to it included. dbias sums G as stored.
 //
 // Clusters of two blocks take two tiles of rows or classes at once, of the same columns, and load B once for both. Both must know of an
-// item, so theirs are dealt out, not drawn (hopper_deal.cuh).
+// item, so theirs are dealt out, not drawn (deal.cuh).
 //
 // G is stored in the input type, divided by a power of two (gradient_scale.cuh), as the image of the stages' blocks: block (r, c) of 64
 // rows x 64 classes at r * blocks of the chunk + c, swizzled. So one G, once written, is K-major for dE and MN-major for dC, and
@@ -76,11 +77,12 @@ template <u32 CLUSTER> __device__ __forceinline__ void load_product_step(
     const u32 lane = threadIdx.x % 32, b = rank * PART + lane, column = item.column * COLUMNS, first_row = step * SIDE;
     u64* full = &ring.full[at.stage];
     if (item.kind == D_EMBEDDINGS) {
-        const u32 tile = CLUSTER == 1 ? item.row : smaller(item.row, work.row_tiles - 1);
+        const u32 row = item.row % work.row_span, tile = CLUSTER == 1 ? row : smaller(row, work.row_tiles - 1);
+        const u32 at_step = item.row / work.row_span * work.slice_steps + step;          // of the chunk
         begin_stage<CLUSTER>(ring, at, item, work.has_sparse_rows);
         expect(ring, at.stage, STAGE_BYTES);
-        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, column + b * SIDE, work.chunk.first_tile * COLUMNS + step * SIDE);
-        if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, step), BYTES, full);
+        if (lane < PART) load_box<CLUSTER>(ring.b[at.stage][b], &a.classifier, full, column + b * SIDE, work.chunk.first_tile * COLUMNS + at_step * SIDE);
+        if (lane < A_BLOCKS) prim::bulk_load(ring.a[at.stage][lane], gradient_block(a.args, work, tile * A_BLOCKS + lane, at_step), BYTES, full);
         return;
     }
     const Rows rows(a, work.pass, first_row);       // before the wait: two dependent loads, and those of the table
@@ -327,7 +329,8 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void consume(const Lc
             release<CLUSTER>(ring, at.stage);
             at.advance();
             if (item.kind == NONE_LEFT) break;
-            store_d_bias<T>(a, smem, item);
+            if (item.kind == D_BIAS) store_d_bias<T>(a, smem, item);
+            else store_sum_of_slices(a, smem, item);
             continue;
         }
         begin();

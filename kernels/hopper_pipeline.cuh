@@ -25,6 +25,7 @@ struct Cursor {
 
 // By one thread, before a barrier of the block or cluster.
 template <u32 CLUSTER, class Ring> __device__ __forceinline__ void initialise(Ring& ring) {
+    static_assert(CLUSTER <= 2, "a block has one other");
     for (u32 s = 0; s < STAGES; ++s) {
         prim::mbarrier_init(&ring.full[s], 1);
         prim::mbarrier_init(&ring.empty[s], CLUSTER * CONSUMERS * WARPGROUP / 32);
@@ -39,23 +40,22 @@ template <u32 CLUSTER, class Ring> __device__ __forceinline__ void wait_empty(Ri
     else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
 }
 
-// By a warp of a consumer, when all its lanes have read the stage. In a cluster lane r tells block r.
+// By a warp of a consumer, when all its lanes have read the stage. In a cluster its own block is told first: a stage without any bytes may be
+// through the other block's ring at once, whose arrival for the next lap must not be counted in the place of this one.
 template <u32 CLUSTER, class Ring> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= CLUSTER) return;
-    if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-    else prim::mbarrier_arrive_cluster(&ring.empty[stage], lane);
+    if (threadIdx.x % 32 != 0) return;
+    prim::mbarrier_arrive(&ring.empty[stage]);
+    if constexpr (CLUSTER > 1) prim::mbarrier_arrive_cluster(&ring.empty[stage], prim::cluster_rank() ^ 1);
 }
 
 // All stages, by a warp whose lanes have written there. Nobody's copies, not another block's either, must meet what they wrote.
 template <u32 CLUSTER, class Ring> __device__ __forceinline__ void release_written(Ring& ring) {
     prim::fence_proxy_async();
     prim::syncwarp();
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= CLUSTER) return;
+    if (threadIdx.x % 32 != 0) return;
     for (u32 stage = 0; stage < STAGES; ++stage) {
-        if constexpr (CLUSTER == 1) prim::mbarrier_arrive(&ring.empty[stage]);
-        else prim::mbarrier_arrive_cluster_release(&ring.empty[stage], lane);
+        prim::mbarrier_arrive(&ring.empty[stage]);
+        if constexpr (CLUSTER > 1) prim::mbarrier_arrive_cluster_release(&ring.empty[stage], prim::cluster_rank() ^ 1);
     }
 }
 

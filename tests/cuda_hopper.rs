@@ -327,7 +327,7 @@ fn the_device_shares_the_work_out_as_planned() {
     assert_eq!(emulator::take_reports(), [""; 0]);
 }
 
-/// Argument of `example_deal`: `hopper::Deal`, and where the items go.
+/// Argument of `example_deal`: `share::Deal`, and where the items go.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct DealParams {
@@ -342,7 +342,7 @@ struct DealParams {
 // SAFETY: plain data, laid out as the kernel declares it.
 unsafe impl DeviceRepr for DealParams {}
 
-/// `kernels/hopper_deal.cuh` against items that each worker draws when it is done with the one before: no item twice, none left out, and the
+/// `kernels/deal.cuh` against items that each worker draws when it is done with the one before: no item twice, none left out, and the
 /// last worker is done at the same time.
 #[test]
 fn items_are_dealt_out_as_evenly_as_drawn() {

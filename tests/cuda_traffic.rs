@@ -134,7 +134,7 @@ fn repeated(case: &Case, plan: &LaunchPlan, entry_point: &str, entries: &Entries
 }
 
 /// What a kernel may read that is not claimed: of its rows and classes, not of their elements.
-fn beyond(case: &Case, entry_point: &str, claimed: u64, entries: &Entries) -> u64 {
+fn beyond(case: &Case, plan: &LaunchPlan, entry_point: &str, claimed: u64, entries: &Entries) -> u64 {
     let row_bytes = (case.spec.hidden * case.spec.dtype.size_in_bytes()) as u64;
     let parts = case.spec.hidden.div_ceil(1024) as u64;
     let a_row_of_a_tile = |bytes| claimed * bytes / row_bytes;
@@ -160,8 +160,12 @@ fn beyond(case: &Case, entry_point: &str, claimed: u64, entries: &Entries) -> u6
         }
         // Each of 256 threads: begin and end of a class's list, for each span of columns, and whether it is in tiles.
         e if e.starts_with("lce_d_classifier") => 256 * 20 * case.spec.vocab as u64,
-        // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D, and what a tile of logits needs.
-        e if e.starts_with("lce_exact") => claimed * 2 / 5 + a_row_of_a_tile(96),
+        // Numbers of the rows that the products gather, 8 bytes a chunk of 16, also of chunks beyond D, and what a tile of logits needs. Where
+        // slices are added, each of 256 threads: the token of each row.
+        e if e.starts_with("lce_exact") => {
+            let sums = if plan.exact_slices > 1 { 256 * 8 * entries.rows } else { 0 };
+            claimed * 2 / 5 + a_row_of_a_tile(96) + sums
+        }
         _ => unreachable!("{entry_point}"),
     }
 }
@@ -193,7 +197,7 @@ fn what_the_plan_claims_is_what_is_read_and_multiplied() {
             assert_eq!((mma, wgmma), (claim.mma, claim.wgmma), "{of}");
             let repeated = repeated(&case, &plan, &entry_point, &entries);
             assert!(!case.aligned || [claim.copied, claim.copied + repeated].contains(&copied), "{of}");
-            let most = claim.read + repeated + beyond(&case, &entry_point, claim.read, &entries);
+            let most = claim.read + repeated + beyond(&case, &plan, &entry_point, claim.read, &entries);
             assert!((claim.read..=most).contains(&global_read), "{of}, at most {most}");
         }
     }

@@ -377,7 +377,7 @@ fn sizes_are_their_formulas() {
             "8 row_blocks block_entries" => 8 * row_blocks * block_entries,
             "16 partials N" => 16 * partials * n,
             "4 partials N" => 4 * partials * n,
-            "4 panel D" => 4 * plan.exact_panel_rows as usize * d,
+            "4 slices panel D" => 4 * (plan.exact_slices * plan.exact_panel_rows) as usize * d,
             "element * gradient elements" => element * plan.exact_gradients_elements,
             other => panic!("no such formula: {other}"),
         };

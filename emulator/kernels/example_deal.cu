@@ -1,10 +1,10 @@
-// What kernels/hopper_deal.cuh deals out to each worker: a thread a worker.
-#include "hopper_deal.cuh"
+// What kernels/deal.cuh deals out to each worker: a thread a worker.
+#include "deal.cuh"
 
 namespace {
 
 struct Params {
-    hopper::Deal deal;
+    share::Deal deal;
     u32 turns;
     u32* items;                              // [workers, turns]
 };
@@ -12,7 +12,7 @@ struct Params {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(32) example_deal(const __grid_constant__ Params a) {
-    hopper::Deal deal = a.deal;
+    share::Deal deal = a.deal;
     deal.worker = blockIdx.x * 32 + threadIdx.x;
     if (deal.worker >= deal.workers) return;
     for (u32 turn = 0; turn < a.turns; ++turn) a.items[u64(deal.worker) * a.turns + turn] = deal.item(turn);

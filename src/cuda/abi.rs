@@ -182,7 +182,7 @@ mirror! {
         previous_tile: u32,
         round: u32,
         redo: u32,
-        padding: u32,
+        exact_slices: u32,
     }
 }
 

@@ -184,6 +184,7 @@ pub(super) fn planned(plan: &LaunchPlan, region: &dyn Fn(&str) -> Address) -> Lc
         block_entries: plan.block_entries,
         capture: plan.capture.into(),
         partials: plan.rounds.iter().map(|round| round.splits).sum(),
+        exact_slices: plan.exact_slices,
         ..LceArgs::default()
     }
 }

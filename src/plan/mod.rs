@@ -2,6 +2,7 @@
 //! arithmetic, without a GPU; `cce info --device h200` prints it.
 
 mod device;
+mod exact;
 mod family;
 mod kernels;
 mod rounds;
@@ -43,13 +44,6 @@ const CANDIDATE_BYTES: usize = 20 * MIB;
 /// Room for candidates that each row has at least: what rows of a trained model keep on average at ε = 2^-10 is below
 /// 100, on an under-trained one 304 (measured, DESIGN.md). Rows share the room of their block.
 const LEAST_ROOM: usize = 320;
-/// Bytes of the logit gradients of a chunk of classes on the exact path: where it is the only path (on Hopper
-/// [`Tuning::chunk_mib`]), and where it serves the rows that overflow.
-const DENSE_CHUNK_BYTES: usize = 32 * MIB;
-const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
-/// Rows of a panel of the exact path where it serves the rows that overflow.
-const OVERFLOW_PANEL: usize = 1024;
-
 /// Splits of a round that is done again, as a multiple of the round's own: it may be for a few row blocks only.
 const REDO_SPLITS: u32 = 8;
 
@@ -180,6 +174,8 @@ pub struct LaunchPlan {
     pub exact_panel_rows: u32,
     /// Elements of its logit gradients.
     pub exact_gradients_elements: usize,
+    /// Most slices of a chunk of classes that the exact path has dE's sums of by themselves: where dE has few tiles, more items of work.
+    pub exact_slices: u32,
     /// Which blocks of rows and of classes are products of tensor cores in a backward that gathers.
     pub tiles: Tiles,
     /// The forward is Hopper's, and so is the exact path.
@@ -241,16 +237,7 @@ impl LaunchPlan {
         let partials = rounds.iter().map(|r| r.splits as usize).sum();
         let block_entries = if capture { block_entries(tokens, vocab, room) } else { 0 };
         let element = workload.dtype.size_in_bytes();
-        let panel = padded_rows(tokens).min(OVERFLOW_PANEL);
-        let hopper_chunk = workload.kernels.tuning.chunk_mib as usize * MIB;
-        let (panel, chunk_bytes) = match dense {
-            true if hopper => (padded_rows(tokens), hopper_chunk),
-            true => (padded_rows(tokens), DENSE_CHUNK_BYTES),
-            false if hopper => (panel, OVERFLOW_CHUNK_BYTES.min(hopper_chunk)),
-            false => (panel, OVERFLOW_CHUNK_BYTES),
-        };
-        let class_tile = if hopper { HOPPER_TILE } else { BLOCK_V };
-        let gradients_elements = exact_gradients_elements(tokens, vocab, class_tile, panel, chunk_bytes / element);
+        let exact = exact::Sizes::new(workload, device, hopper, dense);
         let tiles = if dense { Tiles::Off } else { tiles(workload, device) };
         let workspace = Workspace::new(&Sizes {
             shape: workload.shape,
@@ -259,8 +246,7 @@ impl LaunchPlan {
             block_entries,
             rounds: rounds.len(),
             partials,
-            panel,
-            gradients_elements,
+            exact,
             capture,
             seed: capture || smoothing,
             dense,
@@ -279,8 +265,9 @@ impl LaunchPlan {
             dense,
             row_blocks: row_blocks as u32,
             block_entries: block_entries as u32,
-            exact_panel_rows: panel as u32,
-            exact_gradients_elements: gradients_elements,
+            exact_panel_rows: exact.panel as u32,
+            exact_gradients_elements: exact.gradients_elements,
+            exact_slices: exact.slices as u32,
             tiles,
             hopper,
             sweep_blocks,
@@ -311,14 +298,6 @@ impl LaunchPlan {
         let busiest: u64 = self.rounds.iter().map(|round| self.schedule(round).busiest()).sum();
         let tiles: u64 = self.rounds.iter().map(|round| u64::from(round.num_tiles)).sum();
         (u64::from(self.row_blocks) * tiles) as f64 / (u64::from(self.device.sm_count) * busiest) as f64
-    }
-
-    /// Whether the exact path runs in clusters: what is asked for, else what takes less time by the forward's model. Two products of three
-    /// go over an odd last row block twice; where only some rows are exact, they may be of a single one.
-    fn exact_in_clusters(&self) -> bool {
-        let twice = f64::from(self.row_blocks.next_multiple_of(CLUSTER)) / f64::from(self.row_blocks);
-        let faster = self.dense && self.row_blocks >= CLUSTER && CLUSTER_TIME * (2.0 * twice + 1.0) / 3.0 < 1.0;
-        self.hopper && self.device.exact_clusters > 0 && self.workload.kernels.tuning.cluster.unwrap_or(faster)
     }
 
     fn plan_forward(&mut self, smoothing: bool) {
@@ -533,13 +512,6 @@ fn tiles(workload: &Workload, device: &DeviceInfo) -> Tiles {
 fn block_entries(tokens: usize, vocab: usize, room: usize) -> usize {
     // A block of few rows has the room of a full one, as far as there are classes to fill it.
     (BLOCK_N * (room + 1)).min(tokens.min(BLOCK_N) * (vocab + 1))
-}
-
-/// As many tiles of classes as fit `elements` for a panel of `panel` rows; at least a tile of them for all rows.
-fn exact_gradients_elements(tokens: usize, vocab: usize, tile: usize, panel: usize, elements: usize) -> usize {
-    let classes = (elements / panel.max(1) / tile).max(1) * tile;
-    let chunk = classes.min(vocab.next_multiple_of(tile));
-    (panel * chunk).max(padded_rows(tokens) * tile)
 }
 
 impl std::fmt::Display for LaunchPlan {

@@ -188,6 +188,12 @@ impl LaunchPlan {
         (0..tiles).step_by(of_chunk as usize).map(|first| of_chunk.min(tiles - first)).collect()
     }
 
+    /// Slices of a chunk as long as the first, and their length in the unit of its `classes`: `kernels/exact_slices.cuh`.
+    fn exact_slices(&self, classes: u64) -> (u64, u64) {
+        let length = classes.div_ceil(self.exact_slices.into());
+        (classes.div_ceil(length), length)
+    }
+
     fn exact_traffic(&self, exact_rows: u64) -> Traffic {
         let Shape { hidden, vocab, .. } = self.workload.shape;
         let (hidden, vocab, element) = (hidden as u64, vocab as u64, self.workload.dtype.size_in_bytes() as u64);
@@ -202,8 +208,11 @@ impl LaunchPlan {
             total.copied += of_logits.copied;
             total.mma += of_logits.mma;
             if pass.d_embeddings {
-                let chunks = self.exact_chunks(row_tiles, BLOCK_V as u64).len() as u64;
-                total.read += (chunks - 1) * pass.rows * hidden * 4; // sums over the chunks before
+                let chunks = self.exact_chunks(row_tiles, BLOCK_V as u64);
+                let (slices, length) = self.exact_slices(chunks[0]);
+                let before: u64 = chunks[1..].iter().map(|tiles| tiles.div_ceil(length)).sum();
+                let added = if slices > 1 { slices } else { 0 };
+                total.read += (before + added) * pass.rows * hidden * 4; // sums over the chunks before, and of the slices
                 total.copied += column_tiles * cells + row_tiles * vocab * hidden * element;
                 total.mma += products;
             }
@@ -242,7 +251,10 @@ impl LaunchPlan {
             total.wgmma +=
                 units * cluster * class_tiles * CONSUMERS * steps_of_columns * (STEP_COLUMNS / WGMMA_COLUMNS);
             if pass.d_embeddings {
-                total.read += if chunks.len() > 1 { pass.rows * hidden * 4 } else { 0 }; // those between add in memory
+                let steps = (chunks[0] * HOPPER_TILE as u64).min(vocab).div_ceil(STEP_COLUMNS);
+                let (slices, _) = self.exact_slices(steps);
+                let sums = if slices > 1 || chunks.len() > 1 { slices } else { 0 }; // chunks between add in memory
+                total.read += sums * pass.rows * hidden * 4;
                 products(&mut total, units, vocab.div_ceil(STEP_COLUMNS), vocab * hidden * element);
             }
             // Of the last tile of classes the second half may be beyond the vocabulary.

@@ -1,6 +1,6 @@
 //! Every byte of device memory that a forward and a backward need beyond inputs and outputs, by name and formula.
 
-use super::{BLOCK_N, BLOCK_V, MIB, MOST_CROWDED, SUM_PARTS};
+use super::{BLOCK_N, BLOCK_V, MIB, MOST_CROWDED, SUM_PARTS, exact};
 use crate::{Error, Result, Shape};
 
 /// When a region is in use.
@@ -45,8 +45,8 @@ pub(super) struct Sizes {
     pub block_entries: usize,
     pub rounds: usize,
     pub partials: usize,
-    pub panel: usize,
-    pub gradients_elements: usize,
+    /// Of the exact path.
+    pub exact: exact::Sizes,
     /// The forward puts candidates aside.
     pub capture: bool,
     /// The forward needs the logits of the targets beforehand.
@@ -104,8 +104,14 @@ impl Workspace {
             ("barrier", Backward, any, "12", &[12]),
         ];
         let of_exact: [(&'static str, Group, bool, &'static str, &[usize]); 2] = [
-            ("exact_gradients", Backward, any, "element * gradient elements", &[s.element, s.gradients_elements]),
-            ("exact_d_embeddings", Backward, s.d_embeddings, "4 panel D", &[4, s.panel, d]),
+            ("exact_gradients", Backward, any, "element * gradient elements", &[s.element, s.exact.gradients_elements]),
+            (
+                "exact_d_embeddings",
+                Backward,
+                s.d_embeddings,
+                "4 slices panel D",
+                &[4, s.exact.slices, s.exact.panel, d],
+            ),
         ];
         // A block is 128 rows or 128 classes. E entries, of a block's n at most 2 n / 3 sources.
         let (blocks, e) = (s.row_blocks.max(v.div_ceil(BLOCK_V)), s.row_blocks.saturating_mul(s.block_entries));

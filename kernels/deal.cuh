@@ -3,7 +3,7 @@
 
 #include "abi.h"
 
-namespace hopper {
+namespace share {
 
 // The list: items that take longest, then others. Of the long ones some workers have one more than the rest; the rest begin with as many
 // others as one of these takes, then all go on in turn. 3 workers, 4 long items of 2 steps, 5 others of 1:
@@ -32,4 +32,4 @@ struct Deal {
     }
 };
 
-}  // namespace hopper
+}  // namespace share
