@@ -76,6 +76,13 @@ struct Segment {                             // of tiles of G that the block com
     u32 first_tile, end_tile;                // of the vocabulary
 };
 
+enum class Product : u32 { D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
+struct Item {                                // a product
+    Product kind;
+    u32 tile, column0;                       // of rows or of classes; of D
+    u32 slice;                               // of the chunk, for dE
+};
+
 // What the block is working on: in shared memory, where it costs the main loops no registers.
 struct Work {
     gradient::Scale scale;
@@ -87,7 +94,8 @@ struct Work {
     u32 segment_tiles;                       // most tiles of a segment
     Segment segment;
     u32 item;                                // of phase (a): this block's share is every gridDim.x-th
-    u32 turn;                                // of phase (b): items that this block has had
+    u32 turn;                                // of phase (b): items that this block has had before
+    Item product;
     u32 more;                                // 0: all is done
 };
 
@@ -191,13 +199,6 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void gradients_of_ch
 }
 
 // ---- phase (b): products ----------------------------------------------------------------------------------------------------
-enum class Product : u32 { D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, NONE_LEFT };
-struct Item {
-    Product kind;
-    u32 tile, column0;                       // of rows or of classes; of D
-    u32 slice;                               // of the chunk, for dE
-};
-
 // This block's, dealt out beforehand. The longest work comes first: dE sums over the classes of a slice, dC over the rows.
 __device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work) {
     const u32 column_tiles = div_up(p.hidden, TILE), slices = div_up(work.chunk.tiles, work.slice_tiles);
@@ -217,12 +218,18 @@ __device__ __forceinline__ Item item_of(const LceProblem& p, const Work& work) {
     return {Product::D_EMBEDDINGS, at % of_slice / column_tiles, at % column_tiles * TILE, at / of_slice};
 }
 
+// By one thread.
+__device__ __forceinline__ void begin_product(const LceProblem& p, Work& work, u32 turn) {
+    work.turn = turn;
+    work.product = item_of(p, work);
+}
+
 // dE of 128 exact rows and 128 columns: added to the slice's accumulators, or with the last chunk written where it has the only slice.
 template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
     const LceProblem& p = a.problem;
     gradient_product::Accumulators acc;
+    const Item& item = work.product;
     {
-        const Item item = item_of(p, work);
         const gradient_product::Right<T, gradient_product::ClassRows> right = {
             static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first + item.slice * work.slice_tiles * TILE, p.vocab}, item.column0, p.hidden};
         const u32 before = item.slice * work.slice_tiles, tiles = smaller(work.slice_tiles, work.chunk.tiles - before);
@@ -230,7 +237,6 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
         const u32 steps = tiles * (TILE / gradient_product::STEP<T>);
         gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.width, right, steps);
     }
-    const Item item = item_of(p, work);          // again, rather than in registers meanwhile
     const float factor = work.scale.up * p.logit_scale;
     const u32 thread = gradient_product::own_thread();
 #pragma unroll 1
@@ -260,8 +266,8 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
 template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
     const LceProblem& p = a.problem;
     gradient_product::Accumulators acc;
+    const Item& item = work.product;
     {
-        const Item item = item_of(p, work);
         const gradient_product::Right<T, gradient_product::ExactTokens> right = {      // a pass for dC begins with the first row
             static_cast<const T*>(p.embeddings), p.embeddings_stride, {a.saved.exact_row, a.saved.row_token, work.pass.rows}, item.column0, p.hidden};
         const T* left = static_cast<const T*>(a.backward.exact_gradients) + item.tile * TILE;
@@ -274,7 +280,7 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_classifier_ti
 // dbias of 128 classes, in smem.bias: a thread sums 16 bytes of columns over every GROUPS-th row, then the groups are added in order.
 template <class T>
 __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem, const Work& work) {
-    const u32 tile = item_of(a.problem, work).tile, thread = gradient_product::own_thread();
+    const u32 tile = work.product.tile, thread = gradient_product::own_thread();
     constexpr u32 VECTOR = 16 / sizeof(T), GROUPS = THREADS / (TILE / VECTOR);
     const u32 c = thread % (TILE / VECTOR) * VECTOR, group = thread / (TILE / VECTOR);
     const T* from = static_cast<const T*>(a.backward.exact_gradients) + tile * TILE + c;
@@ -297,7 +303,7 @@ __device__ __forceinline__ void d_bias_tile(const LceArgs& a, ProductSmem& smem,
 template <class T, bool ALIGNED>
 __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, ProductSmem& smem, const Work& work) {
     if (!has_sparse_rows(a)) return;
-    const Item item = item_of(a.problem, work);
+    const Item& item = work.product;
     const bool bias = item.kind == Product::D_BIAS;
     const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, a.problem.vocab - first_class);
     const u32 end = bias ? 0 : smaller(item.column0 + TILE, a.problem.hidden);
@@ -311,7 +317,7 @@ __device__ __attribute__((noinline)) void add_sparse_rows(const LceArgs& a, Prod
 
 __device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSmem& smem, const Work& work) {
     const LceProblem& p = a.problem;
-    const Item item = item_of(p, work);
+    const Item& item = work.product;
     const u32 first_class = work.chunk.first + item.tile * TILE, classes = smaller(TILE, p.vocab - first_class);
     const u32 thread = gradient_product::own_thread();
     if (item.kind == Product::D_BIAS) {
@@ -328,7 +334,7 @@ __device__ __forceinline__ void write_columns(const LceArgs& a, const ProductSme
 
 template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chunk(const LceArgs& a, ProductSmem& smem, Work& work) {
     for (;;) {
-        const Item item = item_of(a.problem, work);
+        const Item& item = work.product;
         if (item.kind == Product::NONE_LEFT) return;
         if (item.kind == Product::D_EMBEDDINGS) {
             d_embeddings_tile<T, ALIGNED>(a, smem, work);
@@ -340,13 +346,13 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void products_of_chu
             write_columns(a, smem, work);
         }
         __syncthreads();
-        if (threadIdx.x == 0) work.turn += 1;
+        if (threadIdx.x == 0) begin_product(a.problem, work, work.turn + 1);
         __syncthreads();
     }
 }
 
 // ---- phase (c): dE that was summed in slices ---------------------------------------------------------------------------------
-__device__ __forceinline__ bool has_sums(const Work& work) { return work.chunk.is_last && work.pass.d_embeddings && work.slices > 1; }
+__device__ __forceinline__ bool has_sums(const Work& work) { return work.pass.d_embeddings && work.slices > 1; }
 
 __device__ __forceinline__ void sums_of_slices(const LceArgs& a, const Work& work) {
     for (u32 row = blockIdx.x; row < work.pass.rows; row += gridDim.x) {
@@ -404,10 +410,10 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void run(const LceAr
     while (smem.work.more) {
         gradients_of_chunk<T, ALIGNED>(a, smem);
         __syncthreads();
-        if (threadIdx.x == 0) smem.work.turn = 0;
+        if (threadIdx.x == 0) begin_product(a.problem, smem.work, 0);
         grid_barrier(a.backward.barrier);
         products_of_chunk<T, ALIGNED>(a, smem.products, smem.work);
-        const bool sums = has_sums(smem.work);   // before thread 0 goes on to the next chunk
+        const bool sums = smem.work.chunk.is_last && has_sums(smem.work);    // before thread 0 goes on to the next chunk
         __syncthreads();
         if (sums) {
             grid_barrier(a.backward.barrier);    // all slices are there

@@ -12,7 +12,7 @@ namespace blocks {
 
 constexpr u32 GROUP_ROWS = 16;               // row tiles that the grid works on at a time, so that their E stays in L2
 constexpr u32 CLASS_TILE = ROWS;             // classes of a tile of dC
-constexpr u32 SUM_ROWS = 4;                  // of dE, whose slices are added by an item
+constexpr u32 SUM_ROWS = 2;                  // of dE, whose slices are added by an item
 enum Phase : u32 { GRADIENTS, PRODUCTS, SUMS };
 enum Kind : u32 { GRADIENT_TILE, D_EMBEDDINGS, D_CLASSIFIER, D_BIAS, D_EMBEDDINGS_SUM, NONE_LEFT };
 
@@ -136,7 +136,7 @@ template <u32 CLUSTER> __device__ __forceinline__ Item gradient_item(const LcePr
     return {GRADIENT_TILE, group * GROUP + in_group % height, in_group / height, div_up(p.hidden, SIDE)};
 }
 
-// What takes longest comes first; all columns of a tile in a row, so that they find its G in L2. Of dE item.row is the tile in a slice's.
+// What takes longest comes first; all columns of a tile in a row, so that they find its G in L2. Of dE item.row counts the tiles of all slices.
 template <u32 CLUSTER> __device__ __forceinline__ Item product_item(const Work& work, u32 index) {
     const Products items = products_of<CLUSTER>(work);
     const u32 products = items.d_classifier + items.d_embeddings, columns = work.column_tiles;

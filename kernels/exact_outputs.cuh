@@ -193,7 +193,7 @@ template <class T, u32 CLUSTER> __device__ __forceinline__ void store_merged_d_c
     release_written<CLUSTER>(smem.ring);
 }
 
-// dbias of 64 classes: a thread sums 8 classes over every 16th row, then the sums are added in order.
+// dbias of 64 classes: a thread sums 8 classes over every 16th row, then the sums are added in order. In a phase nothing but dbias comes after it.
 template <class T>
 __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const Item& item) {
     const Chunk& chunk = smem.work.chunk;
@@ -226,7 +226,6 @@ __device__ __forceinline__ void store_d_bias(const LceArgs& a, Smem& smem, const
     if (smem.work.has_sparse_rows)
         column_sum::add_to_tile<T, true, COLUMNS, Consumer>(a, sparse.order, first_class, classes, 0, 0, nullptr, 0, sparse.bias);     // no columns
     if (thread < classes) sink::put_one(a.d_bias, first_class + thread, sparse.bias[thread]);
-    prim::named_barrier_sync(BARRIER_CONSUMER + int(consumer), WARPGROUP);
 }
 
 }  // namespace blocks

@@ -40,8 +40,9 @@ template <u32 CLUSTER, class Ring> __device__ __forceinline__ void wait_empty(Ri
     else prim::mbarrier_wait_cluster(&ring.empty[at.stage], at.parity ^ 1);
 }
 
-// By a warp of a consumer, when all its lanes have read the stage. In a cluster its own block is told first: a stage without any bytes may be
-// through the other block's ring at once, whose arrival for the next lap must not be counted in the place of this one.
+// By a warp of a consumer, when all its lanes have read the stage. In a cluster its own block is told first: where a stage has nothing from this
+// block's copies (no bytes, or gathered ones) the other block may be a lap ahead at once, and its arrival must not be counted in the place of this
+// one. The other way round it may: by then all warps of both blocks have read the stage.
 template <u32 CLUSTER, class Ring> __device__ __forceinline__ void release(Ring& ring, u32 stage) {
     if (threadIdx.x % 32 != 0) return;
     prim::mbarrier_arrive(&ring.empty[stage]);

@@ -1,18 +1,19 @@
 //! Exact rows beside sparse ones, on the emulated GPU with the checker on, against the oracle: what both give to a class is one sum, and
-//! more exact rows than accumulators come in panels. `CCE_CASES=popular,panels` picks some.
+//! more exact rows than accumulators come in panels. `CCE_CASES=popular,panels` picks some. And chunks and slices of the portable kernels.
 #![cfg(feature = "cuda")]
 
 mod common;
 
+use common::cases::{self, Case};
 use common::compare::bits;
 use common::room::row_eps;
 use common::suite::{self, Got};
-use common::{OwnedUpstream, Tensors, beside, emulated, picked};
+use common::{OwnedUpstream, Spec, Tensors, beside, emulated, picked};
 use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::plan::{KernelChoice, KernelFamily, Tuning};
 use cut_cross_entropy::{
-    CceOptions, CudaStaged, DType, GradientSinks, HostBuffer, HostSliceMut, Sink, Upstream, cce_backward_into,
-    cce_forward,
+    CceOptions, CudaStaged, DType, GradientFilter, GradientSinks, HostBuffer, HostSliceMut, Sink, Upstream,
+    cce_backward_into, cce_forward,
 };
 use cut_cross_entropy_emulator::{self as emulator, Config};
 
@@ -69,6 +70,22 @@ fn check(kernels: &[KernelChoice], entry_points: &[&str]) {
 fn portable_kernels_match_the_oracle() {
     let names = ["lce_exact_f32", "lce_exact_f16", "lce_exact_bf16"];
     check(&[KernelFamily::Portable.into()], &names);
+}
+
+/// Where all rows are exact: chunks of a tile of classes; one chunk, in slices; several, in slices, the last one shorter.
+#[test]
+fn portable_chunks_and_slices_match_the_oracle() {
+    let _guard = emulated::lock();
+    let shapes = [((150, 40, 700), 0), ((150, 40, 700), 64), ((20, 136, 300), 64), ((100, 24, 9000), 1)];
+    for (turn, ((tokens, hidden, vocab), chunk_mib)) in shapes.into_iter().enumerate() {
+        let dtype = TYPES[turn % TYPES.len()];
+        let spec = Spec { dtype, bias: true, ignored: 0.05, ..Spec::new(tokens, hidden, vocab) };
+        let case = Case { spec, ..cases::shapes()[0] };
+        let tuning = Tuning { chunk_mib, ..Tuning::default() };
+        let backend = set_up(turn, KernelChoice { family: KernelFamily::Portable, tuning });
+        suite::check_case_under(&backend, &case, &[GradientFilter::Exact]).unwrap();
+        assert_eq!(emulator::take_reports(), [""; 0], "{tokens} {hidden} {vocab}");
+    }
 }
 
 #[test]

@@ -200,31 +200,6 @@ fn clusters_are_chosen_where_they_take_less_time() {
     assert_eq!(plan.cluster, 1, "a cluster needs two multiprocessors");
 }
 
-#[test]
-fn the_exact_path_is_in_clusters_where_they_take_less_time_and_the_device_holds_them() {
-    let blocks = |tokens, filter, kernels: KernelChoice, device: &DeviceInfo| {
-        let workload = workload(tokens, 128_256, 4096).with_kernels(kernels);
-        let options = CceOptions { filter, ..workload.options };
-        let plan = LaunchPlan::new(&Workload { options, ..workload }, device).expect("fits");
-        let exact: Vec<_> = launches(&plan).filter(|launch| launch.kernel.cooperative).collect();
-        assert_eq!(exact.len(), 1, "{plan}");
-        (exact[0].kernel.cluster, exact[0].grid[0])
-    };
-    let (exact, h200) = (GradientFilter::Exact, DeviceInfo::H200);
-    let by_default = |tokens| blocks(tokens, exact, auto(), &h200);
-    assert_eq!([256, 512, 600, 8192, 8300].map(by_default), [(2, 132); 5]);
-    assert_eq!([1, 128, 384].map(by_default), [(1, 132); 3], "one row block of so few twice costs more than it gains");
-    assert_eq!(blocks(128, exact, tuned(true), &h200), (2, 132));
-    assert_eq!(blocks(8192, exact, tuned(false), &h200), (1, 132));
-    let sparse = CceOptions::default().filter;
-    assert_eq!(blocks(8192, sparse, auto(), &h200), (1, 132), "rows that are left over may be a single block");
-    assert_eq!(blocks(8192, sparse, tuned(true), &h200), (2, 132));
-    let split = DeviceInfo { exact_clusters: 60, ..h200.clone() };
-    assert_eq!(blocks(8192, exact, auto(), &split), (2, 120), "as many as are resident at once");
-    let none = DeviceInfo { exact_clusters: 0, ..h200 };
-    assert_eq!([auto(), tuned(true)].map(|kernels| blocks(8192, exact, kernels, &none)), [(1, 132); 2]);
-}
-
 /// `cargo test --test plan waves -- --nocapture` prints the table.
 #[test]
 fn waves_of_the_hopper_forward_fill_the_device_at_every_number_of_tokens() {

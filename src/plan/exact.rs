@@ -4,8 +4,8 @@ use super::workspace::padded_rows;
 use super::{BLOCK_N, BLOCK_V, CLUSTER, CLUSTER_TIME, DeviceInfo, HOPPER_TILE, LaunchPlan, MIB, Workload};
 use crate::Shape;
 
-/// Bytes of the logit gradients of a chunk of classes: where it is the only path (on Hopper [`Tuning::chunk_mib`](super::Tuning::chunk_mib)),
-/// and where it serves the rows that overflow.
+/// Most bytes of the logit gradients of a chunk of classes: where it is the only path (on Hopper [`Tuning::chunk_mib`](super::Tuning::chunk_mib)
+/// alone says), and where it serves the rows that overflow.
 const DENSE_CHUNK_BYTES: usize = 32 * MIB;
 const OVERFLOW_CHUNK_BYTES: usize = 8 * MIB;
 /// Rows of a panel where it serves the rows that overflow.
@@ -28,12 +28,11 @@ impl Sizes {
     pub fn new(workload: &Workload, device: &DeviceInfo, hopper: bool, dense: bool) -> Self {
         let Shape { tokens, vocab, .. } = workload.shape;
         let rows = padded_rows(tokens);
-        let hopper_chunk = workload.kernels.tuning.chunk_mib as usize * MIB;
+        let most = workload.kernels.tuning.chunk_mib as usize * MIB;
         let (panel, chunk_bytes) = match dense {
-            true if hopper => (rows, hopper_chunk),
-            true => (rows, DENSE_CHUNK_BYTES),
-            false if hopper => (rows.min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES.min(hopper_chunk)),
-            false => (rows.min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES),
+            true if hopper => (rows, most),
+            true => (rows, DENSE_CHUNK_BYTES.min(most)),
+            false => (rows.min(OVERFLOW_PANEL), OVERFLOW_CHUNK_BYTES.min(most)),
         };
         let tile = if hopper { HOPPER_TILE } else { BLOCK_V };
         let elements = chunk_bytes / workload.dtype.size_in_bytes();
@@ -63,19 +62,22 @@ fn slices(workload: &Workload, columns: usize, blocks: u32) -> usize {
 
 impl LaunchPlan {
     /// Whether the exact path runs in clusters: what is asked for, else what takes less time by the forward's model. Two products of three
-    /// go over an odd last row block twice; where only some rows are exact, they may be of a single one.
+    /// go over an odd last row block twice, and multiprocessors that no cluster has are idle. Where only some rows are exact, they may be of a
+    /// single block.
     pub(super) fn exact_in_clusters(&self) -> bool {
+        let DeviceInfo { sm_count, exact_clusters, .. } = self.device;
         let twice = f64::from(self.row_blocks.next_multiple_of(CLUSTER)) / f64::from(self.row_blocks);
-        let faster = self.dense && self.row_blocks >= CLUSTER && CLUSTER_TIME * (2.0 * twice + 1.0) / 3.0 < 1.0;
-        self.hopper && self.device.exact_clusters > 0 && self.workload.kernels.tuning.cluster.unwrap_or(faster)
+        let idle = f64::from(sm_count) / f64::from(CLUSTER * exact_clusters);
+        let faster = self.dense && self.row_blocks >= CLUSTER && CLUSTER_TIME * idle * (2.0 * twice + 1.0) / 3.0 < 1.0;
+        self.hopper && exact_clusters > 0 && self.workload.kernels.tuning.cluster.unwrap_or(faster)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::KernelFamily;
-    use crate::{CceOptions, DType, GradientFilter};
+    use crate::plan::{KernelChoice, KernelFamily, Step, Tuning};
+    use crate::{CceOptions, DType, Error, GradientFilter};
 
     /// Of Qwen2.5 0.5B with so many tokens, and of Llama 3 8B.
     #[test]
@@ -98,5 +100,35 @@ mod tests {
             1,
             "of how many rows, nobody knows"
         );
+    }
+
+    /// Of Llama 3 8B: blocks of a cluster, and of the grid.
+    #[test]
+    fn clusters_are_chosen_where_they_take_less_time_and_the_device_holds_them() {
+        let blocks = |tokens, filter, cluster, device: &DeviceInfo| {
+            let options = CceOptions { filter, ..CceOptions::default() };
+            let workload = Workload::of_shape(Shape { tokens, hidden: 4096, vocab: 128_256 }, DType::BF16, options);
+            let tuning = Tuning { cluster, ..Tuning::default() };
+            let plan =
+                LaunchPlan::new(&workload.with_kernels(KernelChoice { tuning, ..KernelChoice::default() }), device)?;
+            let cooperative = |step: &Step| match step {
+                Step::Launch(launch) if launch.kernel.cooperative => Some((launch.kernel.cluster, launch.grid[0])),
+                _ => None,
+            };
+            Ok::<_, Error>(plan.backward.iter().find_map(cooperative).expect("an exact kernel"))
+        };
+        let (exact, sparse, h200) = (GradientFilter::Exact, GradientFilter::default(), DeviceInfo::H200);
+        let of_holding = |exact_clusters| DeviceInfo { exact_clusters, ..DeviceInfo::H200 };
+        let by_default = |tokens| blocks(tokens, exact, None, &h200).expect("fits");
+        assert_eq!([256, 512, 600, 8192, 8300].map(by_default), [(2, 132); 5]);
+        assert_eq!([1, 128, 384].map(by_default), [(1, 132); 3], "a row block of nothing costs more than it gains");
+        assert_eq!(blocks(8192, sparse, None, &h200), Ok((1, 132)), "what is left over may be a single row block");
+        assert_eq!([128, 8192].map(|tokens| blocks(tokens, sparse, Some(true), &h200)), [Ok((2, 132)), Ok((2, 132))]);
+        assert_eq!(blocks(8192, exact, Some(false), &h200), Ok((1, 132)));
+        assert_eq!(blocks(8192, exact, None, &of_holding(62)), Ok((2, 124)), "as many as are resident at once");
+        assert_eq!(blocks(8192, exact, None, &of_holding(50)), Ok((1, 132)), "32 idle multiprocessors cost more");
+        assert_eq!(blocks(8192, exact, None, &of_holding(0)), Ok((1, 132)));
+        let refused = blocks(8192, exact, Some(true), &of_holding(0));
+        assert!(matches!(&refused, Err(Error::Device { reason, .. }) if reason.contains("clusters")), "{refused:?}");
     }
 }

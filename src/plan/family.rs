@@ -33,8 +33,8 @@ pub struct Tuning {
     pub cluster: Option<bool>,
     /// Hopper: `lead=0` to `3`, steps of the main loop by which the second consumer starts behind the first.
     pub lead: u32,
-    /// Hopper: `chunk=64`, MiB of logit gradients that the exact path keeps at a time: at least a tile of classes and, where only some rows
-    /// take it, 8 MiB at most.
+    /// `chunk=64`, most MiB of logit gradients that the exact path keeps at a time, at least a tile of classes: by the portable kernels 32
+    /// at most and, where only some rows take it, 8.
     pub chunk_mib: u32,
     /// Hopper: `sweep=80`, percent of the last cache that the rows of E of a sweep over the classifier may take; the classifier streams
     /// through the rest. The cache is two halves, and a row that multiprocessors of both read may be in either: 40 would be safe.
@@ -85,7 +85,7 @@ impl FromStr for KernelChoice {
             "portable" => KernelFamily::Portable,
             "hopper" => KernelFamily::Hopper,
             _ => {
-                let settings = "tiles=auto|off|all and, for hopper, cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, gather=on|off";
+                let settings = "tiles=auto|off|all, chunk=MIB and, for hopper, cluster=on|off, lead=0..3, sweep=PERCENT, gather=on|off";
                 return Err(format!("`{text}` is none of auto, portable, hopper, with or without :{settings}"));
             }
         };
@@ -113,7 +113,7 @@ fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), S
                 return Err(format!("`{setting}`: {lead}"));
             }
         }
-        Some(("chunk", mib)) if hopper => tuning.chunk_mib = number(mib, "a chunk is a number of MiB")?,
+        Some(("chunk", mib)) => tuning.chunk_mib = number(mib, "a chunk is a number of MiB")?,
         Some(("sweep", percent)) if hopper => {
             tuning.sweep = number(percent, "a sweep is a percentage")?;
             if !(1..=100).contains(&tuning.sweep) {
@@ -126,7 +126,11 @@ fn set(tuning: &mut Tuning, family: KernelFamily, setting: &str) -> Result<(), S
             let settings = "cluster=on|off, lead=0..3, chunk=MIB, sweep=PERCENT, gather=on|off, tiles=auto|off|all";
             return Err(format!("`{setting}` is none of {settings}"));
         }
-        _ => return Err(format!("`{setting}` is not tiles=auto|off|all; other settings are for hopper")),
+        _ => {
+            return Err(format!(
+                "`{setting}` is neither tiles=auto|off|all nor chunk=MIB; other settings are for hopper"
+            ));
+        }
     }
     Ok(())
 }

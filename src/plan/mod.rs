@@ -219,6 +219,10 @@ impl LaunchPlan {
                 return Err(Error::Device { call: "plan".into(), reason });
             }
         };
+        if hopper && workload.kernels.tuning.cluster == Some(true) && device.exact_clusters == 0 {
+            let reason = format!("clusters were asked for, but {device} holds none of the exact kernel");
+            return Err(Error::Device { call: "plan".into(), reason });
+        }
         let row_bytes = hidden * workload.dtype.size_in_bytes();
         let sweep_blocks =
             schedule::sweep_blocks(device.l2_bytes, workload.kernels.tuning.sweep as usize, row_bytes) as u32;

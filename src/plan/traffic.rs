@@ -167,7 +167,7 @@ impl LaunchPlan {
             d_classifier: gradients.classifier && hidden > 0,
             d_bias: gradients.bias && self.workload.bias,
         };
-        if exact_rows == 0 {
+        if exact_rows == 0 || self.workload.shape.vocab == 0 {
             return Vec::new();
         }
         if !all.d_embeddings || exact_rows <= panel {
