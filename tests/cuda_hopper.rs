@@ -57,6 +57,7 @@ fn of_the_exact_path() -> Vec<Case> {
         ("few_tokens_left", (129, 520, 300), 0.9),
         ("odd_columns", (140, 71, 520), 0.05),
         ("a_gap_or_two", (460, 72, 300), 0.005), // blocks of 64 rows: some are boxes, some are gathered
+        ("uneven_slices", (301, 72, 2000), 0.0), // in chunks of 1 MiB two, each of three slices, the last one shorter; an odd row
     ];
     let plain = cases::shapes()[0];
     let case = |(index, (name, (tokens, hidden, vocab), ignored)): (usize, (_, (usize, usize, usize), f64))| {
@@ -152,7 +153,7 @@ fn the_exact_path_matches_the_oracle_whatever_the_chunk_and_the_lead() {
         family: KernelFamily::Hopper,
         tuning: Tuning { cluster: Some(false), lead, chunk_mib, gather, ..Tuning::default() },
     };
-    let tunings = [(2, 0, false), (0, 64, false), (3, 0, true), (1, 0, false)].map(tuning);
+    let tunings = [(2, 0, false), (0, 64, false), (3, 1, true), (1, 0, false)].map(tuning);
     let kernels = ["lce_exact_sm90_bf16", "lce_exact_sm90_f16"];
     check(&of_every_backend(), &tunings, &[GradientFilter::Exact], &kernels);
     check(&of_the_exact_path(), &tunings, &[GradientFilter::Exact], &kernels);
@@ -165,7 +166,7 @@ fn clusters_of_the_exact_path_match_the_oracle() {
         let choice = tuned(true, lead);
         KernelChoice { tuning: Tuning { chunk_mib, ..choice.tuning }, ..choice }
     };
-    let tunings = [(2, 0), (0, 64), (3, 0), (1, 64)].map(tuning);
+    let tunings = [(2, 0), (0, 64), (3, 1), (1, 64)].map(tuning);
     let kernels = ["lce_exact_sm90_cluster_bf16", "lce_exact_sm90_cluster_f16"];
     check(&[of_the_exact_path(), of_clusters()].concat(), &tunings, &[GradientFilter::Exact], &kernels);
 }
