@@ -230,9 +230,9 @@ template <class T, bool ALIGNED> __device__ __forceinline__ void d_embeddings_ti
     gradient_product::Accumulators acc;
     const Item& item = work.product;
     {
-        const gradient_product::Right<T, gradient_product::ClassRows> right = {
-            static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first + item.slice * work.slice_tiles * TILE, p.vocab}, item.column0, p.hidden};
         const u32 before = item.slice * work.slice_tiles, tiles = smaller(work.slice_tiles, work.chunk.tiles - before);
+        const gradient_product::Right<T, gradient_product::ClassRows> right = {
+            static_cast<const T*>(p.classifier), p.classifier_stride, {work.chunk.first + before * TILE, p.vocab}, item.column0, p.hidden};
         const T* left = static_cast<const T*>(a.backward.exact_gradients) + u64(item.tile) * TILE * work.width + before * TILE;
         const u32 steps = tiles * (TILE / gradient_product::STEP<T>);
         gradient_product::multiply<T, false, ALIGNED>(acc, smem.ring, left, work.width, right, steps);

@@ -6,11 +6,14 @@ mod common;
 
 use common::cases::{self, Case};
 use common::{OwnedUpstream, Spec, Tensors, emulated, picked, room, suite};
-use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
+use cut_cross_entropy::cuda::cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
 use cut_cross_entropy::cuda::cudarc::nvrtc::Ptx;
 use cut_cross_entropy::plan::{DeviceInfo, KernelChoice, KernelFamily, LaunchPlan, Tuning, Workload};
 use cut_cross_entropy::{CceOptions, Cuda, CudaStaged, DType, Error, GradientFilter, HostBuffer, Shape};
 use cut_cross_entropy_emulator::{self as emulator, Config};
+use std::sync::Arc;
 
 /// The case in 16 bits, in turn bf16 and f16; `None` where the Hopper kernels do not take it.
 fn in_16_bits((index, case): (usize, Case)) -> Option<Case> {
@@ -253,6 +256,14 @@ fn refuses_what_it_cannot_do() {
     assert!(matches!(&error, Error::Device { reason, .. } if reason.contains("f32")), "{error}");
 }
 
+/// One of the emulator's example kernels: the emulated driver finds them by name, whatever the image.
+fn example(name: &str) -> (Arc<CudaStream>, CudaFunction) {
+    let stream = CudaContext::new(0).expect("an emulated device").default_stream();
+    let module = stream.context().load_module(Ptx::from_binary(b"EMULATED NVRTC\0".to_vec())).expect("loads");
+    let function = module.load_function(name).expect("among the emulator's examples");
+    (stream, function)
+}
+
 /// Argument of `example_schedule`: `hopper::Schedule`, and where the items go.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -279,10 +290,7 @@ type FlatItem = [u32; 6];
 fn the_device_shares_the_work_out_as_planned() {
     let _guard = emulated::lock();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
-    let stream = CudaContext::new(0).expect("an emulated device").default_stream();
-    // The emulated driver finds kernels by name, whatever the image.
-    let module = stream.context().load_module(Ptx::from_binary(b"EMULATED NVRTC\0".to_vec())).expect("loads");
-    let function = module.load_function("example_schedule").expect("among the emulator's examples");
+    let (stream, function) = example("example_schedule");
     let room = 64_u32;
     let items = stream.alloc_zeros::<u32>(132 * room as usize * 6).expect("fits");
     let counts = stream.alloc_zeros::<u32>(132).expect("fits");
@@ -349,9 +357,7 @@ unsafe impl DeviceRepr for DealParams {}
 fn items_are_dealt_out_as_evenly_as_drawn() {
     let _guard = emulated::lock();
     emulator::configure(&Config { device: "h100".into(), ..Config::default() });
-    let stream = CudaContext::new(0).expect("an emulated device").default_stream();
-    let module = stream.context().load_module(Ptx::from_binary(b"EMULATED NVRTC\0".to_vec())).expect("loads");
-    let function = module.load_function("example_deal").expect("among the emulator's examples");
+    let (stream, function) = example("example_deal");
     let turns = 40_usize;
     let items = stream.alloc_zeros::<u32>(66 * turns).expect("fits");
     let counts = [0_u32, 1, 2, 5, 65, 66, 67, 131, 144, 288];
