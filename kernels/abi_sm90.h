@@ -1,5 +1,5 @@
 // The argument of the Hopper kernels: that of every kernel, and how the copy engine finds E and C. Mirrored in
-// src/cuda/abi.rs.
+// src/cuda/hopper.rs.
 //
 // The copy engine needs bases and row strides of E and C that are multiples of 16 bytes, D > 0, and N, V > 0. Otherwise the
 // host takes the portable kernels.

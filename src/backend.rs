@@ -7,7 +7,7 @@ use crate::{
     Upstream,
 };
 
-/// Something that computes the loss and its gradients: [`Cpu`](crate::Cpu), later a GPU.
+/// Something that computes the loss and its gradients: [`Cpu`](crate::Cpu) or, with the feature `cuda`, `Cuda` and `CudaStaged`.
 ///
 /// Implementations may rely on everything that [`Problem::new`] checks, and on sinks of the right length and dtype.
 pub trait Backend {
@@ -20,7 +20,7 @@ pub trait Backend {
     /// A buffer for a gradient.
     ///
     /// # Errors
-    /// [`Error::Allocation`].
+    /// [`Error::Allocation`]; on a GPU [`Error::Device`]; [`Error::DType`] for a type that is no gradient's.
     fn allocate(&self, tensor: &'static str, dtype: DType, len: usize) -> Result<<Self::Memory as Memory>::Owned>;
 
     /// An owned buffer, borrowed for writing.
@@ -29,13 +29,13 @@ pub trait Backend {
     /// Computes the outputs.
     ///
     /// # Errors
-    /// Those of the machine; what is wrong with the problem was found before.
+    /// Those of the machine, [`Error::Allocation`] and [`Error::Device`]; what is wrong with the problem was found before.
     fn forward(&self, problem: &Problem<'_, Self::Memory>) -> Result<Forward<Self::Memory>>;
 
     /// Computes the gradients whose sink is not [`Sink::Skip`].
     ///
     /// # Errors
-    /// [`Error::ForeignForward`] when `forward` is not its own.
+    /// [`Error::ForeignForward`] when `forward` is not its own; those of the machine.
     fn backward(
         &self,
         problem: &Problem<'_, Self::Memory>,
@@ -69,9 +69,9 @@ pub fn cce_forward<B: Backend + ?Sized>(
 /// The gradients that `options.gradients` of the forward asks for, in new buffers.
 ///
 /// # Errors
-/// [`Error::ForeignForward`] when `forward` was computed over other inputs or by another backend;
+/// Whatever [`Problem::new`] finds; [`Error::ForeignForward`] when `forward` was computed over other inputs or by another backend;
 /// [`Error::ShapeMismatch`], [`Error::DType`] and [`Error::NoSuchGradient`] for a wrong `upstream`;
-/// [`Error::Allocation`].
+/// [`Error::Allocation`]; on a GPU [`Error::Device`].
 ///
 /// ```
 /// use cut_cross_entropy::{CceOptions, Cpu, Inputs, Matrix, Upstream, cce_backward, cce_forward};

@@ -43,7 +43,7 @@
 //!
 //! # What it shares with candle's autodiff, and what not
 //! - A gradient is computed for exactly those arguments that candle tracks ([`Tensor::track_op`]), so `options.gradients`
-//!   has no say; to freeze an argument, pass `detach()` of it. With nothing tracked nothing is captured.
+//!   has no say, nor have `entropy` and `metrics`; to freeze an argument, pass `detach()` of it. With nothing tracked nothing is captured.
 //! - `backward()` may be called more than once; the captured entries live as long as the result.
 //! - The backward reads the tensors again: update variables after it, not between the two.
 //! - Gradients are not differentiable in turn.

@@ -8,7 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call was refused. Each message names the tensor at fault, both shapes, and the index and value.
 ///
-/// No function of this crate panics on its inputs: whatever is wrong arrives here.
+/// No call of the operation panics on its inputs: whatever is wrong arrives here.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

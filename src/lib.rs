@@ -39,7 +39,9 @@
 //! | (none) | the operation, the `f64` [`mod@reference`], the [`Cpu`] backend |
 //! | `cuda` | the CUDA backend, for GPUs from Ampere on; the crate still builds and runs without CUDA |
 //! | `candle` | the loss as a differentiable candle operation |
+//! | `candle-cuda` | the same on CUDA tensors; candle needs an nvcc to build |
 //! | `cli` | the `cce` binary |
+//! | `cublas` | with `cuda` and `cli`: `cce bench` on a GPU |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

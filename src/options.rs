@@ -29,7 +29,7 @@ pub enum GradientFilter {
     /// expectation, whatever its softmax looks like (Wangni et al. 2018, arXiv:1710.09854, show that keeping in
     /// proportion to magnitude has the least variance for its size). Give every training step another seed.
     Unbiased {
-        /// Probability below which entries are sampled; in (0, 1].
+        /// Probability below which entries are sampled; a normal number in (0, 1].
         eps: f32,
         /// Seed of this step's choice. The kept set is a function of the problem and the seed alone; on a GPU, where rows
         /// whose entries outgrow their room take a larger `eps`, of the launch plan too.
@@ -38,7 +38,7 @@ pub enum GradientFilter {
     /// Keep entries with `p >= eps`, drop the others. Biased: dropped mass is lost, on flat softmax nearly all of it.
     /// For comparison with other implementations; do not train with it.
     Threshold {
-        /// Probability below which entries are dropped; in (0, 1].
+        /// Probability below which entries are dropped; a normal number in (0, 1].
         eps: f32,
     },
 }
@@ -152,6 +152,12 @@ impl Default for CceOptions {
 }
 
 impl CceOptions {
+    /// Gradients without a sparse form: every row takes the exact path. Those of label smoothing under a softcap have a dense part that
+    /// is not rank one.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.filter == GradientFilter::Exact || (self.label_smoothing > 0.0 && self.softcap.is_some())
+    }
+
     /// Checks every option against its range.
     pub(crate) fn check(&self) -> Result<()> {
         let require = |legal: bool, option, value: f32, requirement| {

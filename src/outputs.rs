@@ -157,7 +157,8 @@ impl<M: Memory> Default for GradientSinks<'_, M> {
 pub struct Telemetry {
     /// Tokens that were not ignored.
     pub rows: u64,
-    /// Entries of the softmax that the forward put aside and had not dropped again before the final test.
+    /// Entries of the softmax that the forward put aside, the targets' among them: on CUDA less those that it dropped again between
+    /// its rounds, on the CPU all.
     pub candidates: u64,
     /// Entries that took part in the sparse gradients: the candidates that passed with the final log-sum-exp.
     pub kept_entries: u64,

@@ -141,7 +141,7 @@ impl<'a, M: Memory> Problem<'a, M> {
     /// read without waiting, targets and weights.
     ///
     /// # Errors
-    /// Any variant of [`Error`] but those about a forward or an allocation.
+    /// Any variant of [`Error`] but those about a forward, an upstream gradient, an allocation or a device.
     pub fn new(inputs: &Inputs<'a, M>, options: &CceOptions) -> Result<Self> {
         options.check()?;
         let (e, c) = (&inputs.embeddings, &inputs.classifier);

@@ -12,7 +12,7 @@ use cut_cross_entropy::cuda::cudarc::driver::sys::{
 };
 use cut_cross_entropy::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use cut_cross_entropy::cuda::{DeviceBuffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Profile};
-use cut_cross_entropy::plan::{Group, Step, Workload};
+use cut_cross_entropy::plan::{Group, KernelChoice, LaunchPlan, Step, Workload};
 use cut_cross_entropy::{
     CceOptions, Cpu, Cuda, CudaStaged, DType, Error, Forward, GradientFilter, GradientRequest, GradientSinks,
     Gradients, HostBuffer, Inputs, Matrix, Problem, Sink, Upstream, cce_backward, cce_backward_into, cce_forward,
@@ -237,16 +237,39 @@ fn a_profile_has_every_step_of_the_plans_in_their_order_and_changes_nothing() {
     let names: Vec<_> = times.into_iter().map(|t| (t.name, t.redo)).collect();
 
     let problem = Problem::new(&uploaded.inputs(), &options()).expect("legal");
-    let plan = cuda.plan(&Workload::new(&problem, true)).expect("a plan");
+    assert_eq!(names, planned(&cuda.plan(&Workload::new(&problem, true)).expect("a plan")));
+
+    assert_eq!(step(&plain), bits);
+    assert_eq!(profile.take(), Ok(Vec::new()), "taken, and the backend without it adds nothing");
+}
+
+/// What a profile calls the launches of a plan.
+fn planned(plan: &LaunchPlan) -> Vec<(String, bool)> {
     let of_step = |step: &Step| match step {
         Step::Fill { region, .. } => (format!("fill {region}"), false),
         Step::Launch(launch) => (launch.entry_point.to_string(), launch.redo),
     };
-    let planned: Vec<_> = plan.forward.iter().chain(&plan.backward).map(of_step).collect();
-    assert_eq!(names, planned);
+    plan.forward.iter().chain(&plan.backward).map(of_step).collect()
+}
 
-    assert_eq!(step(&plain), bits);
-    assert_eq!(profile.take(), Ok(Vec::new()), "taken, and the backend without it adds nothing");
+#[test]
+fn the_plan_of_host_tensors_is_the_one_that_runs() {
+    let _device = device();
+    let profile = Arc::new(Profile::default());
+    let backend = CudaStaged::new(0).expect("an emulated device").with_profile(profile.clone());
+    for (hidden, kernels, unaligned) in [(64, "auto", false), (64, "portable:tiles=all", false), (37, "auto", true)] {
+        let backend = backend.clone().with_kernels(kernels.parse::<KernelChoice>().expect("a choice")).with_room(40);
+        let tensors = Spec { dtype: DType::BF16, bias: true, ..Spec::new(140, hidden, 300) }.generate();
+        let inputs = tensors.inputs();
+        let forward = cce_forward(&backend, &inputs, &options()).expect("legal");
+        cce_backward(&backend, &inputs, &forward, &Upstream::default()).expect("its own");
+        let plan = backend.plan(&Problem::new(&inputs, &options()).expect("legal")).expect("fits");
+        let names: Vec<_> =
+            profile.take().expect("launches that succeed").into_iter().map(|t| (t.name, t.redo)).collect();
+        assert_eq!(names, planned(&plan), "{kernels}");
+        assert_eq!(plan.to_string().contains("unaligned"), unaligned, "{plan}");
+        assert!(plan.block_entries == 128 * 41, "{plan}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
     python3 tests/mutants.py             all mutants
     python3 tests/mutants.py sum bias    those whose name contains one of the words
     python3 tests/mutants.py --table     the list as a Markdown table, nothing is run
-    python3 tests/mutants.py --check     runs nothing: does every text still occur once?
+    python3 tests/mutants.py --check     runs nothing: does every text still occur once, and is the list in CONTRIBUTING.md this one?
 
 Needs nothing but Python and cargo. A mutant is one replacement in one file; its old text must occur exactly once, so
 that a mutant that no longer applies is an error and not a survivor. A mutant that does not compile is an error too.
@@ -202,21 +202,26 @@ def judge(copy, mutant):
 
 
 def table():
-    print("| planted bug | file | caught by |\n|---|---|---|")
+    lines = ["| planted bug | file | caught by |", "|---|---|---|"]
     for m in MUTANTS:
         binary, name = m.test.split()
-        print(f"| {m.name} | `{m.file}` | `{binary}`: `{name}` |")
+        lines.append(f"| {m.name} | `{m.file}` | `{binary}`: `{name}` |")
+    return "\n".join(lines) + "\n"
 
 
 def check():
     stale = [f"{m.file}: not once {m.old!r}, of: {m.name}" for m in MUTANTS if (REPOSITORY / m.file).read_text().count(m.old) != 1]
-    print("\n".join(stale) or f"{len(MUTANTS)} mutants, every text occurs once")
+    if not (REPOSITORY / "CONTRIBUTING.md").read_text().endswith("\n\n" + table()):
+        stale.append("CONTRIBUTING.md does not end with what --table prints")
+    if f"{len(MUTANTS)} planted bugs" not in (REPOSITORY / "README.md").read_text():
+        stale.append(f"README.md does not say that there are {len(MUTANTS)} planted bugs")
+    print("\n".join(stale) or f"{len(MUTANTS)} mutants, every text occurs once, and CONTRIBUTING.md and README.md say so")
     sys.exit(bool(stale))
 
 
 def main(words):
     if words == ["--table"]:
-        return table()
+        return print(table(), end="")
     if words == ["--check"]:
         check()
     chosen = [m for m in MUTANTS if not words or any(w in m.name for w in words)]

@@ -247,7 +247,7 @@ fn every_round_and_split_has_a_partial_result_of_its_own() {
 }
 
 #[test]
-fn the_last_round_of_a_capture_is_half_of_the_vocabulary_and_the_first_fits_the_room_of_a_row() {
+fn the_last_round_of_a_capture_is_half_of_the_vocabulary_and_the_first_fits_a_row_or_is_two_tiles() {
     let gemma = workload(8192, 256_000, 2304);
     let tiles = |workload: &Workload| -> Vec<u32> {
         LaunchPlan::new(workload, &DeviceInfo::H200).expect("fits").rounds.iter().map(|r| r.num_tiles).collect()

@@ -9,7 +9,7 @@ use super::plan::{self, COLUMN_GROUP};
 use super::rows::TypedMatrix;
 use super::sink::{ColumnSinks, RowSink};
 use super::vector::{self, vectorized};
-use super::{Saved, is_dense, matrices};
+use super::{Saved, matrices};
 use crate::{Element, GradientSinks, Problem, Result, Telemetry, Upstream};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -35,7 +35,7 @@ pub(super) fn run<T: Element>(
         hidden: embeddings.columns,
     };
     let rows = &saved.rows[..];
-    let dense = is_dense(problem.options());
+    let dense = problem.options().is_dense();
 
     let recomputed;
     let blocks: &[BlockEntries] = if dense || !saved.blocks.is_empty() {

@@ -93,7 +93,7 @@ impl RowCandidates {
         }
         if self.entries.len() + logits.len() > space && self.entries.len() >= space / 2 {
             self.drop_beaten(state);
-            // Still more than half full: the next tiles would compact again and again.
+            // Still more than three quarters full: the next tiles would compact again and again.
             if self.entries.len() + logits.len() > space && self.entries.len() > space / 4 * 3 {
                 *self =
                     RowCandidates { overflowed: true, captured: self.captured, ..Self::new(self.filter, self.target) };

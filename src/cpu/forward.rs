@@ -10,8 +10,8 @@
 //!         └──────┴──────┴──────┴─┘
 //! ```
 //!
-//! Where tokens are few, threads share each block: one multiplies it with one tile, another with the next, and when as many
-//! tiles as there are threads are done, each scans some of the rows. A row meets the same tiles in the same order either way.
+//! Where tokens are few, threads share each block: one multiplies it with one tile, another with the next, and when two
+//! tiles a thread are done, each scans some of the rows. A row meets the same tiles in the same order either way.
 
 use super::candidates::{BlockEntries, RowCandidates, RowFilter, RowStatistics};
 use super::matmul::{Part, View, ViewMut, matmul};

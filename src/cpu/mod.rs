@@ -16,8 +16,8 @@ mod vector;
 pub use plan::{CpuPlan, Region};
 
 use crate::{
-    Backend, DType, Element, Error, Forward, GradientFilter, GradientSinks, Host, HostBuffer, HostSlice, HostSliceMut,
-    Problem, Reduction, Result, Telemetry, Upstream,
+    Backend, DType, Element, Error, Forward, GradientSinks, Host, HostBuffer, HostSlice, HostSliceMut, Problem,
+    Reduction, Result, Telemetry, Upstream,
 };
 use candidates::{BlockEntries, RowStatistics};
 use rows::{Row, TypedMatrix, active_rows};
@@ -53,11 +53,6 @@ fn denominator(problem: &Problem<'_>, rows: &[Row]) -> f64 {
             .map(|r| problem.token_weight(r.token as usize) as f64 * problem.class_weight(r.class as usize) as f64)
             .sum(),
     }
-}
-
-/// Gradients of label smoothing under a softcap have a dense part that is not rank one.
-fn is_dense(options: &crate::CceOptions) -> bool {
-    options.filter == GradientFilter::Exact || (options.label_smoothing > 0.0 && options.softcap.is_some())
 }
 
 impl Backend for Cpu {
@@ -127,7 +122,7 @@ fn forward<T: Element>(problem: &Problem<'_>, embeddings: &[T]) -> Result<Forwar
     let options = *problem.options();
     let gradients = options.gradients;
     let any_gradient = gradients.embeddings || gradients.classifier || gradients.bias;
-    let capture = options.capture && any_gradient && !is_dense(&options);
+    let capture = options.capture && any_gradient && !options.is_dense();
     let rows = active_rows(problem);
     let pass = forward::run(problem, &rows, embeddings, classifier, capture.then_some(options.filter));
 

@@ -77,7 +77,7 @@ pub struct CpuPlan {
     pub block_rows: usize,
     /// Columns of a logits tile.
     pub vocab_tile: usize,
-    /// Most candidates of a row; a row that needs more takes the exact path. 0 for the exact filter.
+    /// Most candidates of a row; a row that needs more takes the exact path. 0 where all rows take it.
     pub candidates_per_row: usize,
     /// Columns of a vocabulary chunk on the exact path, if all rows take it.
     pub exact_chunk: usize,
@@ -93,14 +93,15 @@ impl CpuPlan {
         let Schedule { blocks: token_blocks, tiles: tiles_at_once } = Schedule::new(tokens, vocab, threads);
         let rows_of = |index| token_block(tokens, token_blocks, index).len();
         let block_rows = rows_of(0).max(rows_of(token_blocks - 1));
-        let candidates_per_row = candidates_per_row(&options.filter);
+        let dense = options.is_dense();
+        let candidates_per_row = if dense { 0 } else { candidates_per_row(&options.filter) };
         let exact_chunk = exact_chunk(tokens, hidden);
         let running = if tiles_at_once > 1 { token_blocks } else { threads.min(token_blocks) };
         let tile_columns = row_stride(tiles_at_once * VOCAB_TILE);
 
         let held = if candidates_per_row == 0 { 0 } else { candidates_per_row.min(vocab.max(1)) };
         let padded = row_stride(hidden);
-        let exact = usize::from(options.filter == GradientFilter::Exact);
+        let exact = usize::from(dense);
         let regions = vec![
             Region {
                 name: "logits tiles",
@@ -194,7 +195,10 @@ impl std::fmt::Display for CpuPlan {
         let shared = format!(", {} at a time", self.tiles_at_once);
         let shared = if self.tiles_at_once > 1 { &shared } else { "" };
         writeln!(f, "  forward: {blocks} token blocks of at most {rows} rows, logits tiles of {tile} columns{shared}")?;
-        writeln!(f, "  backward: at most {} entries a row, then the exact path", self.candidates_per_row)?;
+        match self.candidates_per_row {
+            0 => writeln!(f, "  backward: exact, by chunks of {} columns", self.exact_chunk)?,
+            most => writeln!(f, "  backward: at most {most} entries a row, then the exact path")?,
+        }
         for region in &self.regions {
             let mib = region.bytes as f64 / (1 << 20) as f64;
             writeln!(f, "  {mib:9.2} MiB  {:<52} {}", region.name, region.formula)?;
@@ -306,6 +310,17 @@ mod tests {
         ] {
             assert_eq!(exact_chunk(rows, hidden), columns, "{rows} rows, D = {hidden}");
         }
+    }
+
+    #[test]
+    fn gradients_without_a_sparse_form_are_planned_as_exact() {
+        let plan =
+            |options: &CceOptions| CpuPlan::new(Shape { tokens: 512, hidden: 64, vocab: 4096 }, DType::F32, options, 2);
+        let smoothed = CceOptions { label_smoothing: 0.1, ..CceOptions::default() };
+        let exact = CceOptions { filter: GradientFilter::Exact, ..CceOptions::default() };
+        assert_eq!(plan(&CceOptions { softcap: Some(20.0), ..smoothed }), plan(&exact));
+        assert_ne!(plan(&smoothed), plan(&exact));
+        assert!(plan(&exact).to_string().contains("exact, by chunks of 2048 columns"), "{}", plan(&exact));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::abi::{LceSink, LceUpstream, SINK_ACCUMULATE, SINK_OVERWRITE, SINK_SKI
 use super::buffers::{self, DeviceMemory, DeviceSlice};
 use crate::memory::Buffer;
 use crate::plan::LaunchPlan;
-use crate::{Matrix, Problem, Result, Sink, Upstream};
+use crate::{Matrix, Memory, Problem, Result, Sink, Upstream};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 /// Turns buffers into addresses for work on one stream, and keeps what tells cudarc, when dropped, that they were used.
@@ -48,13 +48,9 @@ impl<'a> Addresses<'a> {
 
     /// Whether every row of both matrices starts at a multiple of 16 bytes.
     pub fn rows_are_aligned(&mut self, problem: &'a Problem<'_, DeviceMemory>) -> Result<bool> {
-        let element = problem.dtype().size_in_bytes() as u64;
-        let mut aligned = |matrix: &'a Matrix<'_, DeviceMemory>| {
-            let address = self.tensor(&matrix.data)?;
-            let stride = matrix.row_stride as u64 * element;
-            Ok(matrix.columns > 0 && address.is_multiple_of(16) && stride.is_multiple_of(16))
-        };
-        Ok(aligned(&problem.inputs().embeddings)? & aligned(&problem.inputs().classifier)?)
+        let mut starts = |matrix: &'a Matrix<'_, DeviceMemory>| Ok(self.tensor(&matrix.data)?.is_multiple_of(16));
+        let inputs = problem.inputs();
+        Ok(starts(&inputs.embeddings)? & starts(&inputs.classifier)? & rows_stay_aligned(problem))
     }
 
     pub fn problem(&mut self, problem: &'a Problem<'_, DeviceMemory>) -> Result<LceProblem> {
@@ -126,6 +122,13 @@ impl<'a> Addresses<'a> {
         let pair = buffers::DeviceSliceMut::address(buffer, self.stream)?;
         Ok(LceSink { data: self.keep(pair), r#type, mode })
     }
+}
+
+/// Whether every row of both matrices starts at a multiple of 16 bytes where the first one does.
+pub(super) fn rows_stay_aligned<M: Memory>(problem: &Problem<'_, M>) -> bool {
+    let element = problem.dtype().size_in_bytes();
+    let stays = |matrix: &Matrix<'_, M>| matrix.columns > 0 && (matrix.row_stride * element).is_multiple_of(16);
+    stays(&problem.inputs().embeddings) && stays(&problem.inputs().classifier)
 }
 
 /// The parts of the argument block that follow from the plan, `region` giving the address of each region that is there.

@@ -299,21 +299,24 @@ impl Forward<DeviceMemory> {
     /// token's outputs, and with them the loss, are NaN.
     ///
     /// # Errors
-    /// [`Error::TargetOutOfRange`] for the first such target; [`Error::Device`].
+    /// [`Error::TargetOutOfRange`] for the first such target; [`Error::ForeignForward`]; [`Error::Device`].
     pub fn check(&self) -> Result<()> {
-        let saved = self.saved.downcast_ref::<super::Saved>();
-        let saved = saved.ok_or_else(|| Error::ForeignForward { reason: "another backend computed it".into() })?;
-        saved.check()
+        self.own()?.check()
     }
 
     /// The ε that each token's entries are kept with: the filter's, or a larger one where [`Telemetry::raised_rows`] counts the
-    /// row; 0 for tokens that are exact or ignored. Of a forward that captured. Waits for it.
+    /// row; 0 for tokens that are exact or ignored. Without capture it is the filter's: no row has been tested. Waits for the forward.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::ForeignForward`]; [`Error::Device`].
     pub fn row_eps(&self) -> Result<Vec<f32>> {
+        self.own()?.row_eps()
+    }
+
+    /// What this backend left for its backward.
+    fn own(&self) -> Result<&super::Saved> {
         let saved = self.saved.downcast_ref::<super::Saved>();
-        saved.map_or_else(|| Ok(Vec::new()), super::Saved::row_eps)
+        saved.ok_or_else(|| Error::ForeignForward { reason: "another backend computed it".into() })
     }
 
     /// What is a product of tiles in a backward by the same kernels. For tests.

@@ -1,5 +1,7 @@
 //! The CUDA backend: [`LaunchPlan`] plus addresses into a stream, and nothing that waits.
 //!
+//! Where the build had no nvcc, or `CCE_JIT=1` is set, NVRTC compiles the kernels when they are first used, and keeps them on disk.
+//!
 //! ```no_run
 //! use cut_cross_entropy::cuda::cudarc::driver::CudaContext;
 //! use cut_cross_entropy::{CceOptions, Cuda, Inputs, Matrix, Upstream, cce_backward, cce_forward};
@@ -20,7 +22,7 @@
 //! ```
 //!
 //! # What is promised
-//! - No call but `read` and `check` waits for the device. Work is ordered by the backend's stream; tensors that cudarc
+//! - No call of [`Cuda`]'s waits for the device; `read`, `check`, `row_eps` and [`Profile::take`] do, and all of [`CudaStaged`]'s. Work is ordered by the backend's stream; tensors that cudarc
 //!   tracks on other streams are waited for, and wait, by its events.
 //! - Workspace comes from the stream-ordered allocator, [`LaunchPlan::workspace`] says how much; what was not asked for
 //!   allocates and launches nothing.
@@ -47,7 +49,7 @@ pub use raw::RawSlice;
 pub use staged::CudaStaged;
 
 use crate::plan::{DeviceInfo, Group, KernelChoice, LaunchPlan, Workload};
-use crate::{Backend, DType, Error, Forward, GradientSinks, Problem, Result, Upstream};
+use crate::{Backend, DType, Error, Forward, GradientSinks, Memory, Problem, Result, Upstream};
 use arguments::Addresses;
 use buffers::TargetRange;
 use cudarc::driver::{CudaSlice, CudaStream};
@@ -92,8 +94,8 @@ impl Cuda {
         Cuda { choice: kernels.into(), ..self }
     }
 
-    /// The same with room for `room` candidates a row, 24 bytes each, in place of as many as 60 MiB hold for all rows (but 320 at
-    /// least). Where the softmax of 128 rows keeps more, the unbiased filter takes a larger ε: less memory, more variance.
+    /// The same with room for `room` candidates a row, in place of as many as a list of 20 MiB holds for all rows (but 320 at least): 8
+    /// bytes each, in two lists at a time. Where the softmax of 128 rows keeps more, the unbiased filter takes a larger ε: less memory, more variance.
     pub fn with_room(self, room: usize) -> Self {
         Cuda { room: Some(room), ..self }
     }
@@ -193,8 +195,12 @@ impl Cuda {
     }
 
     fn workload(&self, problem: &Problem<'_, DeviceMemory>) -> Result<Workload> {
-        let aligned = Addresses::new(&self.stream).rows_are_aligned(problem)?;
-        Ok(Workload::new(problem, aligned).with_kernels(self.choice).with_room(self.room))
+        Ok(self.chosen(problem, Addresses::new(&self.stream).rows_are_aligned(problem)?))
+    }
+
+    /// With what this backend was told to choose.
+    fn chosen<M: Memory>(&self, problem: &Problem<'_, M>, aligned: bool) -> Workload {
+        Workload::new(problem, aligned).with_kernels(self.choice).with_room(self.room)
     }
 }
 

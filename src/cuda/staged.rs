@@ -1,10 +1,11 @@
 //! Host tensors on a GPU: uploaded, computed, downloaded. For the command line and for tests, which so hold every backend
 //! to the same suite; a training loop keeps its tensors on the device.
 
+use super::arguments::rows_stay_aligned;
 use super::buffers::{self, DeviceBuffer, DeviceMemory, DeviceSlice};
-use super::{Cuda, raw};
+use super::{Cuda, Profile, raw};
 use crate::memory::Buffer;
-use crate::plan::{DeviceInfo, KernelChoice};
+use crate::plan::{DeviceInfo, KernelChoice, LaunchPlan};
 use crate::{
     Backend, DType, Error, Forward, GradientSinks, Host, HostBuffer, HostSlice, HostSliceMut, Inputs, Matrix, Problem,
     Result, Sink, Telemetry, Upstream,
@@ -110,6 +111,19 @@ impl CudaStaged {
     /// See [`Cuda::with_room`].
     pub fn with_room(self, room: usize) -> Self {
         CudaStaged { cuda: self.cuda.with_room(room) }
+    }
+
+    /// See [`Cuda::with_profile`].
+    pub fn with_profile(self, profile: Arc<Profile>) -> Self {
+        CudaStaged { cuda: self.cuda.with_profile(profile) }
+    }
+
+    /// The plan of a problem, on the device: copies keep the rows' stride, and start at multiples of 256 bytes.
+    ///
+    /// # Errors
+    /// Those of [`LaunchPlan::new`].
+    pub fn plan(&self, problem: &Problem<'_>) -> Result<LaunchPlan> {
+        self.cuda.plan(&self.cuda.chosen(problem, rows_stay_aligned(problem)))
     }
 
     /// The backend that computes.

@@ -25,11 +25,12 @@ pub struct KernelChoice {
 }
 
 /// How kernels run where the planner is not to decide: for measurements. No choice changes what they compute beyond the order of
-/// sums and, for `tiles`, one rounding of logit gradients to the inputs' type.
+/// sums, for `tiles` one rounding of logit gradients to the inputs' type and, where candidates outgrow their room, the ε that they are
+/// kept with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Hopper: `cluster=on` or `off`, pairs of blocks that share each tile of the classifier, on the exact path one operand of each product.
-    /// `None`: by the planner's model of time.
+    /// `None`: by the planner's model of time, on the exact path only where every row takes it.
     pub cluster: Option<bool>,
     /// Hopper: `lead=0` to `3`, steps of the main loop by which the second consumer starts behind the first.
     pub lead: u32,

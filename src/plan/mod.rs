@@ -41,8 +41,8 @@ const MIB: usize = 1 << 20;
 
 /// Bytes that the lists of candidates may take, as long as each row has room for [`LEAST_ROOM`].
 const CANDIDATE_BYTES: usize = 20 * MIB;
-/// Room for candidates that each row has at least: what rows of a trained model keep on average at ε = 2^-10 is below
-/// 100, on an under-trained one 304 (measured, DESIGN.md). Rows share the room of their block.
+/// Room for candidates that each row has at least: a small trained model keeps 247 at ε = 2^-10
+/// (measured: DESIGN.md, section 6). Rows share the room of their block.
 const LEAST_ROOM: usize = 320;
 /// Splits of a round that is done again, as a multiple of the round's own: it may be for a few row blocks only.
 const REDO_SPLITS: u32 = 8;
@@ -119,8 +119,7 @@ impl Workload {
 
     /// Gradients without a sparse form: every row takes the exact path.
     pub fn is_dense(&self) -> bool {
-        let options = &self.options;
-        options.filter == GradientFilter::Exact || (options.label_smoothing > 0.0 && options.softcap.is_some())
+        self.options.is_dense()
     }
 }
 
@@ -167,8 +166,8 @@ pub struct LaunchPlan {
     /// Blocks of [`BLOCK_N`] tokens.
     pub row_blocks: u32,
     /// Candidates that the rows of a block have room for, together, their targets included. With more, the unbiased filter
-    /// raises the block's ε; under a threshold its rows take the exact path. `min(128, N) (room + 1)` or, where `N < 128`,
-    /// up to 128 times that; `room` is [`Workload::room`], or 20 MiB / (8 N) but at least 320 and at most 2 / ε; at most V.
+    /// raises the block's ε; under a threshold its rows take the exact path. `128 (room + 1)`, at most
+    /// `min(128, N) (V + 1)`; `room` is [`Workload::room`], or 20 MiB / (8 N) but at least 320 and at most 2 / ε; at most V.
     pub block_entries: u32,
     /// Rows of a panel of the exact path.
     pub exact_panel_rows: u32,

@@ -52,8 +52,9 @@ pub struct Round {
 impl Round {
     /// The tiles of one split, as the kernel computes them.
     pub fn tiles(&self, split: u32) -> std::ops::Range<u32> {
-        let start =
-            |s: u32| self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits)) as u32;
+        let start = |s: u32| {
+            self.first_tile + (u64::from(self.num_tiles) * u64::from(s) / u64::from(self.splits.max(1))) as u32
+        };
         start(split)..start(split + 1)
     }
 }
@@ -70,7 +71,7 @@ pub(super) enum Workers {
 /// The rounds for `vocab` classes in tiles of `tile`, and `row_blocks` row blocks, with the time that they take, in tiles.
 ///
 /// Where rows have `room` for candidates, the largest number of rounds that is worth its time: a first round of no more classes
-/// cannot overflow.
+/// cannot overflow. It has two tiles at least: on Hopper 512 classes, which may.
 pub(super) fn plan(
     vocab: usize,
     tile: usize,

@@ -62,7 +62,7 @@ impl Schedule {
 
     /// Units of every group but the last, which may have fewer.
     pub fn group_units(&self) -> u32 {
-        let groups = self.units.div_ceil(self.units_of_group.min(self.workers));
+        let groups = self.units.div_ceil(self.units_of_group.min(self.workers).max(1));
         self.units.div_ceil(groups.max(1)).max(1)
     }
 

@@ -5,7 +5,8 @@ use super::{BLOCK_N, BLOCK_V, CLUSTER, HOPPER_TILE, LaunchPlan, kernels};
 use crate::{DType, Shape};
 use std::borrow::Cow;
 
-/// What the softmax decides: how many entries there are. Telemetry has these numbers after a backward.
+/// What the softmax decides: how many entries there are. After a backward [`Telemetry`](crate::Telemetry) has rows, kept entries, exact
+/// rows and, with one target for each sparse row among them, candidates; what is in tiles it does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Entries {
     /// Tokens that are not ignored.
@@ -79,8 +80,8 @@ impl LaunchPlan {
         let exact_rows = entries.exact_rows.min(tokens as u64);
         let row_bytes = (hidden * self.workload.dtype.size_in_bytes()) as u64;
         let (row_tiles, class_tiles) = (&entries.row_tiles, &entries.class_tiles);
-        let gathered_by_row = entries.kept - row_tiles.of_blocks;
-        let gathered_by_class = entries.kept - class_tiles.of_blocks;
+        let gathered_by_row = entries.kept.saturating_sub(row_tiles.of_blocks);
+        let gathered_by_class = entries.kept.saturating_sub(class_tiles.of_blocks);
         // dbias is summed from lists in any case.
         let lists = if bias { entries.kept } else { gathered_by_class };
         let parts = hidden.div_ceil(1024) as u64;

@@ -165,7 +165,8 @@ impl Workspace {
         ends.max().map_or(0, |end| end.next_multiple_of(ALIGNMENT))
     }
 
-    /// The most that is allocated at any time: what the forward saves, and the larger of the two scratch groups.
+    /// The most that is allocated at any time: what the forward saves, and the larger of the two scratch groups. A backward whose
+    /// forward did not capture does that again, with as much to save once more.
     pub fn peak_bytes(&self) -> usize {
         let [saved, forward, backward] = [Group::Saved, Group::Forward, Group::Backward].map(|g| self.group_bytes(g));
         saved + forward.max(backward)

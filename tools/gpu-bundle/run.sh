@@ -3,8 +3,9 @@
 #
 #   ./run.sh                       parity, compute-sanitizer, bench (every launch timed one by one, too)
 #   ./run.sh parity sanitizer      these steps alone
-#   ./run.sh tune                  the Hopper forward with and without clusters and with longer and shorter sweeps, the exact path with chunks
-#                                  of 16 to 128 MiB, either with leads of 0 to 3 steps; sparse gradients with tiles and without
+#   ./run.sh tune                  the Hopper forward with and without clusters, with leads of 0 to 3 steps and with shorter sweeps; the exact
+#                                  path with chunks of 16 to 128 MiB, leads, and without clusters; both with all rows gathered; sparse
+#                                  gradients with tiles and without
 #   ./run.sh --emulated ...        on the emulated driver in ./emulated, if the bundle has it: small, and without times
 #   ./run.sh --seconds S ...       begins nothing after S seconds, and ends then what still runs; steps go in the order given, so that on a
 #                                  machine lent for a while the first come first:  ./run.sh --seconds 560 parity bench tune sanitizer

@@ -103,10 +103,7 @@ impl AnyBackend {
         match self {
             AnyBackend::Cpu(cpu) => Ok(cpu.plan(problem).workspace_bytes()),
             #[cfg(feature = "cuda")]
-            AnyBackend::Cuda(cuda) => {
-                let workload = cut_cross_entropy::plan::Workload::new(problem, false);
-                Ok(cuda.cuda().plan(&workload)?.workspace.peak_bytes())
-            }
+            AnyBackend::Cuda(cuda) => Ok(cuda.plan(problem)?.workspace.peak_bytes()),
         }
     }
 }

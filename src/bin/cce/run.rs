@@ -31,7 +31,7 @@ pub struct RunArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     backend: BackendArg,
-    /// Which CUDA kernels compute the forward: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
+    /// Which CUDA kernels compute: auto, portable, hopper, or `hopper:cluster=off,lead=3` to measure what the planner
     /// would not choose.
     #[arg(long, default_value_t = KernelChoice::default())]
     kernels: KernelChoice,
