@@ -419,6 +419,8 @@ fn bench_verifies_and_writes_csv_and_svg() {
     let columns = csv.lines().next().expect("a header").split(',').count();
     assert_eq!(csv.lines().count(), 1 + 2 * 4 * 3);
     assert!(csv.lines().all(|l| l.split(',').count() == columns), "{csv}");
+    let rounds = std::fs::read_to_string(directory.path().join("out-rounds.csv")).expect("a table");
+    assert!(rounds.lines().count() == 1 + 2 * 4 && rounds.lines().all(|l| l.split(',').count() == 14), "{rounds}");
     let svg = std::fs::read_to_string(svg).expect("a chart");
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && svg.contains("materialising"));
 }
@@ -544,7 +546,7 @@ fn the_plan_for_a_gpu_that_is_not_there_follows_the_choice_of_kernels() {
     for (kernels, parts) in [
         ("auto", ["hopper: clusters of 2, lead 2", "lce_forward_sm90_cluster_bf16"]),
         ("hopper:cluster=off,lead=3", ["hopper: no clusters, lead 3", "lce_forward_sm90_bf16"]),
-        ("portable", ["tiles of 128 classes", "lce_forward_sm80_bf16"]),
+        ("portable", ["tiles of 128 classes", "2 blocks a multiprocessor (f32: 1), or 66 clusters"]),
     ] {
         let stdout = text(&info(kernels).stdout);
         assert!(parts.iter().all(|part| stdout.contains(part)), "{kernels}: {stdout}");

@@ -71,6 +71,8 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         let workload = Workload::of_shape(shape, dtype, options).with_kernels(args.kernels).with_room(args.room);
         let plan = LaunchPlan::new(&workload, &device)?;
         say!("\nplan for {label}: {plan}")?;
+        let ([of_16_bits, of_f32], clusters) = (device.exact_blocks_per_sm, device.exact_clusters);
+        say!("  exact kernels at once: {of_16_bits} blocks a multiprocessor (f32: {of_f32}), or {clusters} clusters")?;
         print_traffic(&plan)?;
     }
     let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;

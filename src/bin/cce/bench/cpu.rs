@@ -100,6 +100,10 @@ impl Runner for CpuRunner<'_> {
         Ok(())
     }
 
+    fn last(&self) -> &Last {
+        &self.last
+    }
+
     fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>> {
         let gradients = method.has_backward().then_some([&self.d_embeddings, &self.d_classifier]);
         Ok(self.last.outcome(method, gradients))

@@ -4,6 +4,7 @@ use super::timing::Seconds;
 use crate::common::slice_oracle::Outcome;
 use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{CceOptions, GradientFilter, HostBuffer, Problem, Telemetry};
+use std::hash::{Hash, Hasher};
 
 /// A way to compute the loss and both gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -91,6 +92,14 @@ pub struct Last {
 }
 
 impl Last {
+    /// A number for the loss and what there is of each token, all bits of it.
+    pub fn bits(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        let all = std::iter::once(&self.loss).chain(&self.nll).chain(&self.lse);
+        all.for_each(|value| value.to_bits().hash(&mut hasher));
+        hasher.finish()
+    }
+
     /// With the gradients: what the slice oracle checks.
     pub fn outcome<'a>(&'a self, method: Method, gradients: Option<[&'a HostBuffer; 2]>) -> Outcome<'a> {
         Outcome {
@@ -104,6 +113,14 @@ impl Last {
             sums_plainly: method == Method::Baseline,
         }
     }
+}
+
+/// One step and the matmuls around it.
+#[derive(Clone, Copy)]
+pub struct Round {
+    pub forward: Seconds,
+    pub backward: Seconds,
+    pub matmul: [Seconds; 2],
 }
 
 /// What one launch of a step took.
@@ -136,6 +153,9 @@ pub trait Runner {
 
     /// Makes outputs that are not written show as NaN.
     fn poison(&mut self) -> anyhow::Result<()>;
+
+    /// What the last step left beside its gradients.
+    fn last(&self) -> &Last;
 
     /// What the last step left, for the slice oracle.
     fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>>;

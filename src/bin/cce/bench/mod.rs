@@ -22,7 +22,7 @@ use cut_cross_entropy::plan::KernelChoice;
 use cut_cross_entropy::{GradientFilter, Problem, Telemetry};
 use indicatif::{ProgressBar, ProgressStyle};
 use machine::Machine;
-use methods::{Method, Runner};
+use methods::{Method, Round, Runner, Step};
 use report::{MethodReport, ShapeReport};
 use std::io::Write;
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ use workloads::Recipe;
 /// Time and memory of forward and backward, against the materialising baseline.
 ///
 /// Times are multiples of T, one plain matmul of the size of the logits, run right before and right after each
-/// measured step. Results are verified against f64 on a slice first; what is wrong is not timed. On a GPU, T and the
-/// baseline are cuBLAS, times are those of events, and the L2 cache is flushed before each.
+/// measured step. Results are verified against f64 on a slice first; what is wrong or fails is not timed. Each round must give the
+/// same loss and log-sum-exps again, bit by bit. On a GPU, T and the baseline are cuBLAS, times are those of events, and the L2 cache is flushed before each.
 #[derive(Args)]
 pub struct BenchArgs {
     /// What computes: `cpu` or `cuda`.
@@ -100,7 +100,8 @@ pub struct BenchArgs {
     /// for scripts that alternate between programs.
     #[arg(long)]
     paced: bool,
-    /// Write all numbers to this file; gradient errors to FILE-gradient-error.csv beside it
+    /// Write all numbers to this file after each shape, those of every single round to FILE-rounds.csv beside it, and gradient errors to
+    /// FILE-gradient-error.csv
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Draw them into this SVG file.
@@ -173,13 +174,19 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     say!("{}; cce {}, revision {revision}", machine.describe()?, env!("CARGO_PKG_VERSION"))?;
     let methods = methods(args);
     let progress = progress_bar();
-    let (mut reports, mut findings) = (Vec::new(), Findings::default());
+    let mut findings = Findings::default();
+    let mut bench = |name: &str, workload: &Workload| -> anyhow::Result<()> {
+        let report = bench(name, &machine, workload, &methods, args, &progress, &mut findings)?;
+        findings.reports.extend(report);
+        // After each shape: a GPU that is lost at the next one does not take this one's figures with it.
+        findings.write(args, &machine, revision)
+    };
     if let Some(path) = &args.input {
         let name = path.file_stem().map_or("input".into(), |stem| stem.to_string_lossy().replace(',', "_"));
         for &softcap in &args.softcap {
             progress.set_message(format!("reading {}", path.display()));
             let workload = workloads::from_file(&machine, path, softcap)?;
-            reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut findings)?);
+            bench(&name, &workload)?;
         }
     }
     let named = if args.input.is_some() { Vec::new() } else { machine.shapes(&args.shape) };
@@ -197,34 +204,39 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 for recipe in recipes(args) {
                     progress.set_message(format!("generating {shape} {dtype}"));
                     let workload = workloads::generate(&machine, shape, dtype, recipe)?;
-                    let name = recipe.label(name);
-                    reports.extend(bench(&name, &machine, &workload, &methods, args, &progress, &mut findings)?);
+                    bench(&recipe.label(name), &workload)?;
                 }
             }
         }
     }
     progress.finish_and_clear();
-    if let Some(path) = &args.csv {
-        report::write_csv(path, &reports, &machine, revision)?;
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let beside = |what| path.with_file_name(format!("{stem}-{what}.csv"));
-        findings.errors.write_csv(&beside("gradient-error"), args.seeds, revision)?;
-        profile::write_csv(&beside("launches"), &reports, &machine.name(), revision)?;
-    }
-    if let Some(path) = &args.chart {
-        chart::write(path, &reports)?;
-    }
-    let Findings { wrong, .. } = findings;
-    ensure!(wrong.is_empty(), "disagree with the f64 slice, so were not timed: {}", wrong.join("; "));
+    let wrong = findings.wrong;
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
 }
 
-/// What is found beside times.
+/// What is found.
 #[derive(Default)]
 struct Findings {
+    reports: Vec<ShapeReport>,
     errors: gradient_error::Table,
-    /// Methods at shapes where they are wrong, and how.
+    /// Methods at shapes where they are wrong, fail, or give something else in a later round.
     wrong: Vec<String>,
+}
+
+impl Findings {
+    /// Writes the files that were asked for.
+    fn write(&self, args: &BenchArgs, machine: &Machine, revision: &str) -> anyhow::Result<()> {
+        if let Some(path) = &args.csv {
+            report::write_csv(path, &self.reports, machine, revision)?;
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let beside = |what| path.with_file_name(format!("{stem}-{what}.csv"));
+            report::write_rounds_csv(&beside("rounds"), &self.reports, &machine.name(), revision)?;
+            self.errors.write_csv(&beside("gradient-error"), args.seeds, revision)?;
+            profile::write_csv(&beside("launches"), &self.reports, &machine.name(), revision)?;
+        }
+        args.chart.as_ref().map_or(Ok(()), |path| chart::write(path, &self.reports))
+    }
 }
 
 /// Verifies, then times all methods on one workload.
@@ -251,9 +263,10 @@ fn bench(
         }
     }
     progress.set_message(format!("{name} {dtype}: verifying"));
-    let (possible, mut reports) = verify(runner, workload, &possible, progress, |method, wrong| {
-        findings.wrong.push(format!("{} at {name} {dtype}{cap}: {wrong}", method.name()));
-    })?;
+    let mut note = |method: Method, wrong: String| {
+        findings.wrong.push(format!("{} at {name} {dtype}{cap} {wrong}", method.name()));
+    };
+    let (possible, mut reports) = verify(runner, workload, &possible, progress, &mut note)?;
     if args.gradient_error {
         let backend = machine.backend().open(KernelChoice::default())?;
         findings.errors.add(name, backend.host(), workload, args.seeds, progress)?;
@@ -261,11 +274,12 @@ fn bench(
     if args.rounds == 0 || possible.is_empty() {
         return Ok(None);
     }
-    let measured = measure(runner, &possible, args, &mut reports, progress, &format!("{name} {dtype}"))?;
+    progress.set_message(format!("{name} {dtype}: timing"));
+    let measured = measure(runner, &possible, args, &mut reports, progress, &mut note)?;
     let tf32 = runner.tf32_matmul()?.map(|first| [Ok(Some(first)), runner.tf32_matmul(), runner.tf32_matmul()]);
     let tf32: Vec<f64> = tf32.into_iter().flatten().filter_map(|t| Some(t.ok()??.wall * 1e3)).collect();
     let shortest = measured.matmul.iter().map(|t| t.wall).fold(f64::INFINITY, f64::min);
-    for (report, rounds) in reports.iter_mut().zip(&measured.rounds) {
+    for (report, rounds) in reports.iter_mut().zip(measured.rounds) {
         let phase = |time: fn(&Round) -> Seconds| {
             let pairs: Vec<Pair> = rounds.iter().map(|r| Pair { time: time(r), matmul: r.matmul }).collect();
             timing::summarize(&pairs, shortest)
@@ -273,6 +287,7 @@ fn bench(
         report.forward = phase(|round| round.forward);
         report.backward = phase(|round| round.backward);
         report.both = phase(|round| round.forward + round.backward);
+        report.rounds = rounds;
     }
     let mut profiles = Vec::new();
     if args.profile {
@@ -296,24 +311,31 @@ fn bench(
     Ok(Some(report))
 }
 
+/// Runs a method once and checks it, or says what is wrong with it.
+fn attempt(runner: &mut dyn Runner, oracle: &SliceOracle<'_>, method: Method) -> Result<(Step, Agreement), String> {
+    let failed = |error: anyhow::Error| format!("failed: {error:#}");
+    runner.poison().map_err(failed)?;
+    let step = runner.step(method).map_err(failed)?;
+    let agreement = oracle.check(&runner.outcome(method).map_err(failed)?);
+    Ok((step, agreement.map_err(|how| format!("disagrees with the f64 slice: {how}"))?))
+}
+
 /// Runs each method once and checks it; also warms every buffer. Returns those that are right.
 fn verify(
     runner: &mut dyn Runner,
     workload: &Workload,
     methods: &[Method],
     progress: &ProgressBar,
-    mut wrong: impl FnMut(Method, String),
+    wrong: &mut dyn FnMut(Method, String),
 ) -> anyhow::Result<(Vec<Method>, Vec<MethodReport>)> {
     let oracle = SliceOracle::new(workload);
     let nothing = timing::summarize(&[], f64::NAN);
     let (mut right, mut reports) = (Vec::new(), Vec::new());
     for &method in methods {
-        runner.poison()?;
-        let step = runner.step(method)?;
-        let agreement = match oracle.check(&runner.outcome(method)?) {
-            Ok(agreement) => agreement,
+        let (step, agreement) = match attempt(runner, &oracle, method) {
+            Ok(right) => right,
             Err(how) => {
-                progress.suspend(|| say!("WRONG    {:<18} {how}", method.name()))?;
+                progress.suspend(|| say!("LEFT OUT {:<18} {how}", method.name()))?;
                 wrong(method, how);
                 continue;
             }
@@ -347,6 +369,8 @@ fn verify(
             planned_bytes,
             telemetry: step.telemetry,
             loss: step.loss,
+            results: runner.last().bits(),
+            rounds: Vec::new(),
         });
         right.push(method);
     }
@@ -359,14 +383,6 @@ struct Measured {
     rounds: Vec<Vec<Round>>,
 }
 
-/// One step and the matmuls around it.
-#[derive(Clone, Copy)]
-struct Round {
-    forward: Seconds,
-    backward: Seconds,
-    matmul: [Seconds; 2],
-}
-
 /// T A T B T C T, in rounds.
 fn measure(
     runner: &mut dyn Runner,
@@ -374,16 +390,20 @@ fn measure(
     args: &BenchArgs,
     reports: &mut [MethodReport],
     progress: &ProgressBar,
-    name: &str,
+    wrong: &mut dyn FnMut(Method, String),
 ) -> anyhow::Result<Measured> {
-    progress.set_message(format!("{name}: timing"));
     progress.set_position(0);
     progress.set_length((args.rounds * methods.len()) as u64);
     runner.matmul()?;
     let mut measured = Measured { matmul: vec![runner.matmul()?], rounds: vec![Vec::new(); methods.len()] };
     pace(args, "ready")?;
-    for _ in 0..args.rounds {
+    for index in 0..args.rounds {
         wait(args)?;
+        if args.paced {
+            // Others have worked meanwhile: the last T is of long ago, and clocks and caches are theirs.
+            runner.matmul()?;
+            measured.matmul.push(runner.matmul()?);
+        }
         for ((&method, rounds), report) in methods.iter().zip(&mut measured.rounds).zip(&mut *reports) {
             let before = measured.matmul[measured.matmul.len() - 1];
             let step = runner.step(method)?;
@@ -391,6 +411,10 @@ fn measure(
             measured.matmul.push(after);
             rounds.push(Round { forward: step.forward, backward: step.backward, matmul: [before, after] });
             report.peak_bytes = report.peak_bytes.max(step.peak_bytes);
+            if method != Method::Baseline && runner.last().bits() != report.results {
+                wrong(method, format!("gives another loss or log-sum-exps in round {index} than when it was verified"));
+                report.results = runner.last().bits();
+            }
             progress.inc(1);
         }
         pace(args, "done")?;
@@ -428,36 +452,59 @@ mod tests {
     use crate::common::slice_oracle::Outcome;
     use cpu::CpuRunner;
     use cut_cross_entropy::{DType, HostBuffer, Shape};
-    use methods::Step;
+    use methods::Last;
 
-    /// The processor, whose evaluation is off by so much.
-    struct Off<'a>(CpuRunner<'a>, f32);
+    /// The processor, or what is wrong with it.
+    struct Off<'a> {
+        cpu: CpuRunner<'a>,
+        /// What its evaluation's loss is off by.
+        loss: f32,
+        /// Its evaluation fails.
+        fails: bool,
+        /// What it says that the last step left.
+        last: Option<Last>,
+    }
+
+    impl<'a> Off<'a> {
+        fn new(workload: &'a Workload, loss: f32, fails: bool) -> Self {
+            Off { cpu: CpuRunner::new(workload).expect("fits"), loss, fails, last: None }
+        }
+    }
 
     impl Runner for Off<'_> {
         fn step(&mut self, method: Method) -> anyhow::Result<Step> {
-            self.0.step(method)
+            ensure!(!self.fails || !matches!(method, Method::Evaluation(_)), "no such launch");
+            self.cpu.step(method)
         }
         fn matmul(&mut self) -> anyhow::Result<Seconds> {
-            self.0.matmul()
+            self.cpu.matmul()
         }
         fn poison(&mut self) -> anyhow::Result<()> {
-            self.0.poison()
+            self.cpu.poison()
+        }
+        fn last(&self) -> &Last {
+            self.last.as_ref().unwrap_or(self.cpu.last())
         }
         fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>> {
-            let off = if matches!(method, Method::Evaluation(_)) { self.1 } else { 0.0 };
-            let outcome = self.0.outcome(method)?;
+            let off = if matches!(method, Method::Evaluation(_)) { self.loss } else { 0.0 };
+            let outcome = self.cpu.outcome(method)?;
             Ok(Outcome { loss: outcome.loss + off, ..outcome })
         }
         fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
-            self.0.planned_bytes(method, problem)
+            self.cpu.planned_bytes(method, problem)
         }
+    }
+
+    fn tiny(ignored: f64) -> Workload {
+        let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
+        let recipe = Recipe { softcap: 0.0, kept: None, ignored, seed: 1 };
+        workloads::generate(&Machine::Cpu, shape, DType::F32, recipe).expect("fits")
     }
 
     #[test]
     fn an_ignored_token_has_zeros_or_the_method_is_wrong() {
-        let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
-        let recipe = Recipe { softcap: 0.0, kept: None, ignored: 0.5, seed: 1 };
-        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, recipe).expect("fits");
+        let workload = tiny(0.5);
+        let shape = workload.shape;
         let ignored = (0..shape.tokens).find(|&token| workload.target(token).is_none()).expect("half of them are");
         let oracle = SliceOracle::new(&workload);
         let mut runner = CpuRunner::new(&workload).expect("fits");
@@ -484,21 +531,49 @@ mod tests {
 
     #[test]
     fn a_wrong_method_is_left_out_and_the_others_are_not() {
-        let shape = Shape { tokens: 40, hidden: 16, vocab: 300 };
-        let recipe = Recipe { softcap: 0.0, kept: None, ignored: 0.0, seed: 1 };
-        let workload = workloads::generate(&Machine::Cpu, shape, DType::F32, recipe).expect("fits");
+        let workload = tiny(0.0);
         let kernels = KernelChoice::default();
         let methods = [Method::Ours(GradientFilter::Exact, kernels), Method::Evaluation(kernels), Method::Baseline];
-        for (off, right) in [(0.0, vec![0, 1, 2]), (1e-3, vec![0, 2]), (f32::NAN, vec![0, 2])] {
-            let mut runner = Off(CpuRunner::new(&workload).expect("fits"), off);
+        for (off, fails, right, why) in [
+            (0.0, false, vec![0, 1, 2], ""),
+            (1e-3, false, vec![0, 2], "loss is off"),
+            (f32::NAN, false, vec![0, 2], "loss is off"),
+            (0.0, true, vec![0, 2], "failed: no such launch"),
+        ] {
+            let mut runner = Off::new(&workload, off, fails);
             let mut wrong = Vec::new();
-            let note = |method, how: String| wrong.push((method, how));
+            let mut note = |method, how: String| wrong.push((method, how));
             let (found, reports) =
-                verify(&mut runner, &workload, &methods, &ProgressBar::hidden(), note).expect("everything runs");
+                verify(&mut runner, &workload, &methods, &ProgressBar::hidden(), &mut note).expect("it goes on");
             assert_eq!(found, right.iter().map(|&index| methods[index]).collect::<Vec<_>>(), "off by {off}");
             assert_eq!(reports.len(), right.len());
             assert_eq!(wrong.len(), methods.len() - right.len());
-            assert!(wrong.iter().all(|(method, how)| *method == methods[1] && how.contains("loss")), "{wrong:?}");
+            assert!(wrong.iter().all(|(method, how)| *method == methods[1] && how.contains(why)), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_round_that_does_not_repeat_what_was_verified_is_reported() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: BenchArgs,
+        }
+        let args = <Command as clap::Parser>::parse_from(["bench", "--rounds", "3"]).args;
+        let workload = tiny(0.0);
+        let methods = [Method::Ours(GradientFilter::Exact, KernelChoice::default()), Method::Baseline];
+        let hidden = ProgressBar::hidden();
+        for changed in [false, true] {
+            let mut runner = Off::new(&workload, 0.0, false);
+            let mut wrong = Vec::new();
+            let mut note = |method, how: String| wrong.push((method, how));
+            let (_, mut reports) = verify(&mut runner, &workload, &methods, &hidden, &mut note).expect("right");
+            runner.last = changed.then(Last::default);
+            let measured = measure(&mut runner, &methods, &args, &mut reports, &hidden, &mut note).expect("it goes on");
+            assert!(measured.rounds.iter().all(|rounds| rounds.len() == 3));
+            // Said once, and not of the baseline, which promises nothing.
+            let said = wrong.iter().map(|(method, how)| (*method, how.contains("round 0"))).collect::<Vec<_>>();
+            assert_eq!(said, if changed { vec![(methods[0], true)] } else { Vec::new() });
         }
     }
 }

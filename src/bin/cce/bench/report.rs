@@ -1,6 +1,7 @@
 //! The benchmark's table and its CSV file.
 
 use super::machine::Machine;
+use super::methods::Round;
 use super::profile::Profile;
 use super::timing::{Summary, median};
 use anyhow::Context;
@@ -36,6 +37,9 @@ pub struct MethodReport {
     pub planned_bytes: Option<usize>,
     pub telemetry: Telemetry,
     pub loss: f32,
+    /// Of what each step must repeat, [`Last::bits`](super::methods::Last::bits).
+    pub results: u64,
+    pub rounds: Vec<Round>,
 }
 
 impl MethodReport {
@@ -164,6 +168,40 @@ pub fn write_csv(path: &Path, reports: &[ShapeReport], machine: &Machine, revisi
                         method.planned_bytes.map_or(String::new(), |bytes| bytes.to_string()),
                         machine.name(),
                         report.state.replace(',', " "),
+                    )?;
+                }
+            }
+        }
+        file.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// One line for each method and round; no file where nothing was timed.
+pub fn write_rounds_csv(path: &Path, reports: &[ShapeReport], device: &str, revision: &str) -> anyhow::Result<()> {
+    if reports.is_empty() {
+        return Ok(());
+    }
+    let write = || -> std::io::Result<()> {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+        writeln!(
+            file,
+            "shape,tokens,vocab,hidden,dtype,softcap,method,round,forward_ms,backward_ms,matmul_before_ms,\
+             matmul_after_ms,device,revision"
+        )?;
+        for report in reports {
+            let (Shape { tokens, hidden, vocab }, dtype) = (report.shape, report.dtype);
+            let softcap = report.softcap.unwrap_or(0.0);
+            for method in &report.methods {
+                for (index, round) in method.rounds.iter().enumerate() {
+                    let [before, after] = round.matmul;
+                    let [forward, backward, before, after] =
+                        [round.forward, round.backward, before, after].map(|seconds| seconds.wall * 1e3);
+                    writeln!(
+                        file,
+                        "{},{tokens},{vocab},{hidden},{dtype},{softcap},{},{index},{forward:.5},{backward:.5},{before:.5},\
+                         {after:.5},{device},{revision}",
+                        report.name, method.name,
                     )?;
                 }
             }

@@ -361,6 +361,10 @@ impl Runner for CudaRunner<'_> {
         Ok(())
     }
 
+    fn last(&self) -> &Last {
+        &self.last
+    }
+
     fn outcome(&mut self, method: Method) -> anyhow::Result<Outcome<'_>> {
         if method.has_backward() {
             let zeros = |tensor, rows| HostBuffer::zeros(tensor, self.dtype, rows * self.workload.shape.hidden);
