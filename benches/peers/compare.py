@@ -9,6 +9,7 @@ flush of the L2 cache; every step is a multiple of T, the plain matmul of the lo
 import argparse
 import csv
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from xml.sax.saxutils import escape
 from peers import PEERS, capped
 
 HERE = pathlib.Path(__file__).resolve()
+STARTED = time.monotonic()
 
 # name, V, D, softcap
 SHAPES = [
@@ -37,6 +39,9 @@ SWEEP = ("llama3_8b", 128_256, 4096, [1024, 2048, 4096, 16384])
 PACKAGES = ["torch", "triton", "liger-kernel", "quack-kernels", "cut-cross-entropy", "nvidia-cutlass-dsl"]
 # Rows of dE and of dC that are compared with f64.
 SLICE = 16
+# How often the flush buffer is written before a step: by estimate 1 ms of work for the device, so that the host, which launches a peer's
+# kernels from Python, is ahead of it when the clock starts. `cce bench` gives itself as much.
+HEAD_START = 15
 
 
 # ---- inside a peer's process ----------------------------------------------------------------------------------------------
@@ -114,7 +119,8 @@ class Gpu:
         self.flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
 
     def timed(self, work):
-        self.flush.zero_()
+        for _ in range(HEAD_START):
+            self.flush.zero_()
         start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
         start.record()
         work()
@@ -268,7 +274,10 @@ class Turn:
     def until_json(self):
         for line in self.lines():
             if line.startswith("{"):
-                return json.loads(line)
+                try:
+                    return json.loads(line)
+                except ValueError:  # what some package prints
+                    pass
         return None
 
     def until(self, word):
@@ -320,19 +329,19 @@ class OurTurn(Turn):
         self.path, self.softcap, self.expected = path, softcap, expected
         self.csv = pathlib.Path(args.out) / "cce.csv"
         command = [args.cce, "bench", "--backend", "cuda", "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
-        super().__init__("ours", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(self.csv)], {})
+        super().__init__("ours", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(self.csv)], with_cublas())
         self.ready = self.until("ready")
 
     def round(self):
         self.until("done")
 
     def rows(self, shape):
-        if self.error or not self.csv.exists():
-            return [shape | {"method": self.name, "error": self.error or "no record"}]
-        by_method, rows = {}, []
-        for record in csv.DictReader(self.csv.open()):
+        # A method of ours that was wrong is an error of the process, which has timed the others.
+        rows = [shape | {"method": self.name, "error": self.error or "no record"}] if self.error or not self.csv.exists() else []
+        by_method = {}
+        for record in csv.DictReader(self.csv.read_text().splitlines()) if self.csv.exists() else []:
             by_method.setdefault(record["method"], {})[record["phase"]] = record
-        self.csv.unlink()
+        self.csv.unlink(missing_ok=True)
         for method, phases in by_method.items():
             last = phases.get("both", phases["forward"])
             row = shape | {"method": f"ours, {method}", "error": ""}
@@ -350,6 +359,23 @@ def python(*arguments):
     return [sys.executable, str(HERE), "--device", args.device, *arguments]
 
 
+def with_cublas():
+    """Where our command finds cuBLAS if the loader does not by itself: in the toolkit, or in Python's packages."""
+    package = importlib.util.find_spec("nvidia")
+    parents = [pathlib.Path(path) for path in (package.submodule_search_locations or [])] if package else []
+    folders = [pathlib.Path("/usr/local/cuda/lib64"), *(parent / part / "lib" for parent in parents for part in ("cu13", "cublas"))]
+    found = [str(folder) for folder in folders if any(folder.glob("libcublas.so*"))]
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, [os.environ.get("LD_LIBRARY_PATH", ""), *found]))}
+
+
+def ours(command, **options):
+    return subprocess.run(command, check=True, env=os.environ | with_cublas(), **options)
+
+
+def late():
+    return args.seconds is not None and time.monotonic() - STARTED > args.seconds
+
+
 def versions():
     found = {}
     for package in PACKAGES:
@@ -364,25 +390,31 @@ def median(values):
     return statistics.median(values) if values else float("nan")
 
 
-def measure(name, path, softcap):
-    """Rows of the record for one file of tensors."""
+def measure(name, path, softcap, write_so_far):
+    """Rows of the record for one file of tensors; those of the peers are written after each round, too."""
     out = pathlib.Path(args.out)
     expected = out / "expected.pt"
     subprocess.run(python("--reference", path, "--softcap", str(softcap), "--expected", str(expected)), check=True)
 
-    turns = []
+    shape, turns = {"shape": name, "softcap": softcap}, []
     # One at a time: what loads and compiles does not share the GPU.
-    for make in [*(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers), lambda: OurTurn(path, softcap, expected)]:
+    for make in [lambda: OurTurn(path, softcap, expected), *(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers)]:
+        if turns and late():
+            print(f"  no more peers: the {args.seconds} seconds are over", flush=True)
+            break
         turns.append(make())
         print(f"  {turns[-1].name}: {turns[-1].error or turns[-1].ready}", flush=True)
     for number in range(args.rounds):
+        if number and late():
+            print(f"  {number} of {args.rounds} rounds: the {args.seconds} seconds are over", flush=True)
+            break
         first = number % len(turns)
         for turn in turns[first:] + turns[:first]:
             if turn.ready and not turn.error and turn.go():
                 turn.round()
+        write_so_far([row for turn in turns if isinstance(turn, PeerTurn) for row in turn.rows(shape)])
     for turn in turns:
         turn.end()
-    shape = {"shape": name, "softcap": softcap}
     return [row for turn in turns for row in turn.rows(shape)]
 
 
@@ -391,7 +423,7 @@ def our_errors(method, path, softcap, expected):
     command = [args.cce, "run", "--backend", "cuda", "--input", path, "--output", str(written)]
     command += ["--filter", method.split()[0]] + (["--softcap", str(softcap)] if softcap else [])
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        ours(command, capture_output=True, text=True)
         done = subprocess.run(python("--check", str(written), "--expected", str(expected)), check=True, capture_output=True, text=True)
         return json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.CalledProcessError as error:
@@ -513,7 +545,7 @@ def main():
     machine = [f"{package} {version}" for package, version in versions().items()]
     for command in (["nvidia-smi"], ["nvidia-smi", "-q", "-d", "CLOCK"], [args.cce, "info", "--shape", "gemma2_2b"]):
         try:
-            machine.append(subprocess.run(command, capture_output=True, text=True).stdout)
+            machine.append(subprocess.run(command, capture_output=True, text=True, env=os.environ | with_cublas()).stdout)
         except OSError as error:
             machine.append(f"{command[0]}: {error}")
     (out / "machine.txt").write_text("\n".join(machine))
@@ -521,14 +553,18 @@ def main():
     for name, tokens, vocab, hidden, softcap in plan():
         print(f"\n{name}: N={tokens} V={vocab} D={hidden} softcap {softcap:g}", flush=True)
         sizes = {"tokens": tokens, "vocab": vocab, "hidden": hidden}
+        if late():
+            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": f"not begun: the {args.seconds} seconds were over"})
+            continue
         try:
             if not args.input:
-                subprocess.run(generate_command(name, tokens, vocab, hidden, softcap, path), check=True)
-            rows += [sizes | row for row in measure(name, path, softcap)]
+                ours(generate_command(name, tokens, vocab, hidden, softcap, path), stderr=subprocess.PIPE, text=True)
+            rows += [sizes | row for row in measure(name, path, softcap, lambda found: write(rows + [sizes | row for row in found]))]
         except subprocess.CalledProcessError as error:  # the tensors or their reference: the other shapes go on
-            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": str(error)[-300:]})
-        table = write(rows)
-    print(table)
+            said = ((error.stderr or "").strip() or str(error)).splitlines()[-1]
+            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": said[-300:]})
+        write(rows)
+    print(write(rows))
     if not args.input:
         pathlib.Path(path).unlink(missing_ok=True)
 
@@ -543,6 +579,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--patience", type=int, default=900, help="seconds until a process that says nothing is given up")
+    parser.add_argument("--seconds", type=float, help="begin no shape, no peer and no round but a first after so many seconds")
     parser.add_argument("--out", default="peers-record")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal of the script, on tiny tensors of --input")
     parser.add_argument("--dry-run", action="store_true", help="print versions and the plan")

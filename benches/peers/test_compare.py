@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import pathlib
 import sys
 import tempfile
@@ -29,7 +30,7 @@ class WithFolder(unittest.TestCase):
 
 class Turns(WithFolder):
     def test_a_child_gets_its_environment_and_goes_round_by_round(self):
-        turn = turn_of("import os, sys\nprint('noise\\n{\"x\": ' + os.environ['FROM_PARENT'] + '}', flush=True)\nfor _ in sys.stdin: print('{\"y\": 1}', flush=True)")
+        turn = turn_of("import os, sys\nprint('noise\\n{not: json}\\n{\"x\": ' + os.environ['FROM_PARENT'] + '}', flush=True)\nfor _ in sys.stdin: print('{\"y\": 1}', flush=True)")
         self.assertEqual(turn.until_json(), {"x": 7})
         for _ in range(2):
             self.assertTrue(turn.go())
@@ -63,6 +64,29 @@ class Turns(WithFolder):
         turn.end()
         self.assertEqual(turn.error, "no answer in 0.5 s")
         self.assertLess(time.monotonic() - began, 20)
+
+
+class Ours(WithFolder):
+    def test_what_was_timed_is_in_the_record_beside_what_was_wrong(self):
+        turn = compare.OurTurn.__new__(compare.OurTurn)
+        turn.name, turn.error, turn.csv = "ours", "ended with status 2: exact at llama3_8b disagrees", self.out / "cce.csv"
+        columns = "method,phase,median_ratio,median_ms,matmul_median_ms,peak_bytes,kept_per_row,loss"
+        turn.csv.write_text(columns + "\nevaluation,forward,1.05,12.6,12.0,1024,0,3.5\n")
+        wrong, right = turn.rows({"shape": "tiny"})
+        self.assertIn("exact at llama3_8b disagrees", wrong["error"])
+        self.assertEqual((right["method"], right["forward_t"], right["error"]), ("ours, evaluation", "1.05", ""))
+        self.assertFalse(turn.csv.exists(), "the next shape has its own")
+        self.assertEqual([row["error"] for row in turn.rows({})], [turn.error])
+
+    def test_what_the_loader_looked_for_before_comes_first(self):
+        before = os.environ.get("LD_LIBRARY_PATH", "")
+        self.assertEqual(compare.with_cublas()["LD_LIBRARY_PATH"][: len(before)], before)
+
+    def test_time_is_over_when_it_was_limited_alone(self):
+        compare.args.seconds = None
+        self.assertFalse(compare.late())
+        compare.args.seconds = 0.0
+        self.assertTrue(compare.late())
 
 
 class Checks(unittest.TestCase):

@@ -97,7 +97,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
     seeds: u64,
     /// Print `ready` after verifying and `done` after each round, and wait for a line of standard input before each round:
-    /// for scripts that alternate between programs.
+    /// for scripts that alternate between programs. Where standard input ends, the rounds do.
     #[arg(long)]
     paced: bool,
     /// Write all numbers to this file after each shape, those of every single round to FILE-rounds.csv beside it, and gradient errors to
@@ -398,7 +398,10 @@ fn measure(
     let mut measured = Measured { matmul: vec![runner.matmul()?], rounds: vec![Vec::new(); methods.len()] };
     pace(args, "ready")?;
     for index in 0..args.rounds {
-        wait(args)?;
+        if !wait(args)? {
+            ensure!(index > 0, "standard input ended before the first round");
+            break;
+        }
         if args.paced {
             // Others have worked meanwhile: the last T is of long ago, and clocks and caches are theirs.
             runner.matmul()?;
@@ -430,11 +433,9 @@ fn pace(args: &BenchArgs, word: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wait(args: &BenchArgs) -> anyhow::Result<()> {
-    if args.paced {
-        ensure!(std::io::stdin().read_line(&mut String::new())? > 0, "standard input ended before the rounds did");
-    }
-    Ok(())
+/// Whether there is a next round.
+fn wait(args: &BenchArgs) -> anyhow::Result<bool> {
+    Ok(!args.paced || std::io::stdin().read_line(&mut String::new())? > 0)
 }
 
 /// Hidden where standard error is no terminal.
