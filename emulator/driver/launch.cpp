@@ -82,6 +82,7 @@ static CUresult launch(void* handle, dim3 grid, dim3 block, size_t smem, void* s
         emu::Options options = settings().options;
         options.cluster = cluster;
         options.cooperative = cooperative;
+        options.cut_group = device().major >= 9 ? 16 : 8;
         emu::Report r = emu::launch(options, f->entry, grid, block, smem, copies->at.data());
         add_counters(f->name, r.counters);
         for (auto& b : r.banks)
@@ -135,7 +136,7 @@ API cuOccupancyMaxActiveClusters(int* n, void* handle, const LaunchConfig* c) {
 
 // ---- what the crate calls ----------------------------------------------------------------------------------------------
 #define CONTROL extern "C" __attribute__((visibility("default")))
-struct EmuConfig { const char* device; int sms, order, async_, check, banks, workers, spin_seconds; uint64_t seed; };
+struct EmuConfig { const char* device; int sms, order, async_, check, banks, cut, workers, spin_seconds; uint64_t seed; };
 CONTROL void emu_configure(const EmuConfig* c) {
     std::lock_guard<std::mutex> lock(mutex);
     configured.device = c->device;
@@ -145,6 +146,7 @@ CONTROL void emu_configure(const EmuConfig* c) {
     o.async = emu::Async(c->async_);
     o.check = c->check;
     o.banks = c->banks;
+    o.cut = c->cut;
     o.workers = c->workers;
     o.spin_seconds = c->spin_seconds;
     o.seed = c->seed;

@@ -18,6 +18,8 @@ struct Options {
     bool cooperative = false; // every block has an OS thread of its own, all at once
     bool check = true;
     bool banks = false;      // count shared-memory wavefronts per source line
+    bool cut = false;        // tensor cores cut sums off as the device's do; else each is rounded
+    int cut_group = 16;      // products of 16 bits that they add at once
     int max_reports = 8;
     int spin_seconds = 10;   // nothing but polling for so long is a deadlock
 };

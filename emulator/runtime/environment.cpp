@@ -34,7 +34,7 @@ uint64_t number(const char* name, uint64_t otherwise, uint64_t least, uint64_t m
     return n;
 }
 void check_names() {
-    const char* known[] = {"EMU_DEVICE", "EMU_SMS", "EMU_ORDER", "EMU_ASYNC", "EMU_SEED", "EMU_WORKERS", "EMU_CHECK", "EMU_BANKS", "EMU_SPIN_SECONDS",
+    const char* known[] = {"EMU_DEVICE", "EMU_SMS", "EMU_ORDER", "EMU_ASYNC", "EMU_SEED", "EMU_WORKERS", "EMU_CHECK", "EMU_BANKS", "EMU_CUT", "EMU_SPIN_SECONDS",
                            "EMU_PTX", "EMU_LIBRARY_DIR", "EMU_OUT"};
     for (char** e = environ; e && *e; ++e) {
         if (strncmp(*e, "EMU_", 4)) continue;
@@ -56,6 +56,7 @@ Options options_from_env() {
     o.workers = int(number("EMU_WORKERS", uint64_t(o.workers), 1, 1024, "a number of threads"));
     o.check = number("EMU_CHECK", o.check, 0, 1, "0 or 1");
     o.banks = number("EMU_BANKS", o.banks, 0, 1, "0 or 1");
+    o.cut = number("EMU_CUT", o.cut, 0, 1, "0 or 1");
     o.spin_seconds = int(number("EMU_SPIN_SECONDS", uint64_t(o.spin_seconds), 0, 1 << 20, "a number of seconds"));
     return o;
 }

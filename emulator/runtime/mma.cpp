@@ -1,5 +1,6 @@
 // Matrix fragments and products of a warp: ldmatrix, stmatrix, mma.sync. Fragment tables: PTX ISA, matrix fragments for
 // mma.m16n8k16 and m16n8k8, ldmatrix.
+#include "cut_sums.hpp"
 #include "state.hpp"
 
 namespace emu {
@@ -104,11 +105,22 @@ void mma_m16n8(Format format, float* d, const uint32_t* a, const uint32_t* b, Si
         }
     }
     float mc[16][8] = {};
-    products(mc, ma, mb, format == kTf32 ? 8 : 16);
-    for (int l = 0; l < 32; ++l) {
-        A& y = *(A*)v->args[l];
-        for (int i = 0; i < 4; ++i) y.d[i] += mc[l / 4 + 8 * (i / 2)][(l % 4) * 2 + (i % 2)];
+    const auto element = [&](int l, int i) -> float& { return mc[l / 4 + 8 * (i / 2)][(l % 4) * 2 + (i % 2)]; };
+    const Options& o = me->launch->opt;
+    if (o.cut) {
+        for (int l = 0; l < 32; ++l) for (int i = 0; i < 4; ++i) element(l, i) = ((A*)v->args[l])->d[i];
+        float dense[16][8];                          // of TF32 half as many columns
+        if (format == kTf32) for (int i = 0; i < 16; ++i) std::memcpy(dense[i], ma[i], sizeof dense[i]);
+        if (format == kTf32) cut_products(mc[0], dense[0], mb[0], 16, 8, 8, o.cut_group / 2, o.cut_group / 8);
+        else cut_products(mc[0], ma[0], mb[0], 16, 8, 16, o.cut_group, o.cut_group / 8);
+    } else {
+        products(mc, ma, mb, format == kTf32 ? 8 : 16);
     }
+    for (int l = 0; l < 32; ++l)
+        for (int i = 0; i < 4; ++i) {
+            float& d = ((A*)v->args[l])->d[i];
+            d = o.cut ? element(l, i) : d + element(l, i);
+        }
     finish_warp(v);
 }
 

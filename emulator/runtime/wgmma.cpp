@@ -1,4 +1,5 @@
 // wgmma: accumulators are poisoned at the issue, operands count as being read until the wait.
+#include "cut_sums.hpp"
 #include "state.hpp"
 
 namespace emu {
@@ -34,13 +35,23 @@ void execute(WgmmaOp& op, WarpGroup& wg) {
         for (int m = 0; m < 64; ++m) for (int k = 0; k < 16; ++k) w.wg_a[m * 16 + k] = operand(op.format, op.a_desc, op.a_mn, m, k);
     }
     for (int j = 0; j < n; ++j) for (int k = 0; k < 16; ++k) w.wg_b[k * n + j] = operand(op.format, op.b_desc, op.b_mn, j, k);
-    outer_products(w.wg_c.data(), w.wg_a.data(), w.wg_b.data(), n);
-    for (int t = 0; t < 128; ++t) {
-        float* acc = wg.flying.at(op.d[t]).value.data();
-        for (int i = 0; i < n / 2; ++i) {
-            int row = (t / 32) * 16 + (t % 32) / 4 + 8 * ((i / 2) % 2), col = (i / 4) * 8 + (t % 4) * 2 + (i % 2);
-            acc[i] = (op.acc ? acc[i] : 0.0f) + w.wg_c[row * n + col];
+    const Options& o = w.launch->opt;
+    const auto each = [&](auto f) {                  // accumulators of the threads, and the elements that they are
+        for (int t = 0; t < 128; ++t) {
+            float* acc = wg.flying.at(op.d[t]).value.data();
+            for (int i = 0; i < n / 2; ++i) {
+                int row = (t / 32) * 16 + (t % 32) / 4 + 8 * ((i / 2) % 2), col = (i / 4) * 8 + (t % 4) * 2 + (i % 2);
+                f(acc[i], w.wg_c[row * n + col]);
+            }
         }
+    };
+    if (o.cut) {
+        if (op.acc) each([](float& acc, float& element) { element = acc; });
+        cut_products(w.wg_c.data(), w.wg_a.data(), w.wg_b.data(), 64, n, 16, o.cut_group, o.cut_group / 8);
+        each([](float& acc, float& element) { acc = element; });
+    } else {
+        outer_products(w.wg_c.data(), w.wg_a.data(), w.wg_b.data(), n);
+        each([&](float& acc, float& element) { acc = (op.acc ? acc : 0.0f) + element; });
     }
     op.done = true;
 }

@@ -49,6 +49,8 @@ pub struct Config {
     pub check: bool,
     /// Print the shared-memory wavefronts of each source line.
     pub banks: bool,
+    /// Tensor cores cut their sums off, as those of the device do; else each product and sum is rounded.
+    pub cut: bool,
     /// OS threads over the blocks of a launch.
     pub workers: u32,
     /// Nothing but polling for so long is a deadlock.
@@ -65,6 +67,7 @@ impl Default for Config {
             seed: 1,
             check: true,
             banks: false,
+            cut: false,
             workers: 1,
             spin_seconds: 10,
         }
@@ -190,6 +193,7 @@ pub fn configure(config: &Config) {
         async_: c_int,
         check: c_int,
         banks: c_int,
+        cut: c_int,
         workers: c_int,
         spin_seconds: c_int,
         seed: u64,
@@ -202,6 +206,7 @@ pub fn configure(config: &Config) {
         async_: config.async_ as c_int,
         check: config.check.into(),
         banks: config.banks.into(),
+        cut: config.cut.into(),
         workers: config.workers as c_int,
         spin_seconds: config.spin_seconds as c_int,
         seed: config.seed,

@@ -246,38 +246,63 @@ struct Mma {
 // SAFETY: plain data with the layout of example_mma.cu.
 unsafe impl DeviceRepr for Mma {}
 
+/// A [16, k] times B [8, k] of a format of `Mma`, which holds all of their elements.
+fn mma(config_: &Config, format: i32, a: &[f32], b: &[f32]) -> Vec<f32> {
+    let device = device(config_);
+    let stream = device.context.default_stream();
+    let upload = |x: &[f32]| {
+        let bytes: Vec<u8> = match format {
+            0 => x.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            1 => x.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            _ => x.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        stream.clone_htod(&bytes).unwrap()
+    };
+    let (a, b) = (upload(a), upload(b));
+    let d = stream.alloc_zeros::<f32>(16 * 8).unwrap();
+    let function = device.function("example_mma", 1024);
+    let [a, b] = [&a, &b].map(|x| x.device_ptr(&stream).0);
+    let params = Mma { a, b, d: d.device_ptr(&stream).0, format };
+    // SAFETY: the parameters are the kernel's.
+    unsafe { stream.launch_builder(&function).arg(&params).launch(config((1, 1, 1), 32, 1024)) }.unwrap();
+    stream.clone_dtoh(&d).unwrap()
+}
+
 #[test]
 fn fragments_of_every_format_multiply() {
-    for schedule in schedules() {
+    let cut = |schedule: Config| [false, true].map(|cut| Config { cut, ..schedule.clone() });
+    for schedule in schedules().flat_map(cut) {
         for format in 0..3 {
-            let device = device(&schedule);
-            let stream = device.context.default_stream();
             let k = if format == 2 { 8 } else { 16 };
             // What a bf16 holds, an f16 of this range and a tf32 hold too.
             let ((_, a), (_, b)) = (noise(5, 16 * k), noise(6, 8 * k));
-            let upload = |x: &[f32]| {
-                let bytes: Vec<u8> = match format {
-                    0 => x.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-                    1 => x.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-                    _ => x.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                };
-                stream.clone_htod(&bytes).unwrap()
-            };
-            let (a_dev, b_dev) = (upload(&a), upload(&b));
-            let d_dev = stream.alloc_zeros::<f32>(16 * 8).unwrap();
-            let function = device.function("example_mma", 1024);
-            let params = Mma {
-                a: a_dev.device_ptr(&stream).0,
-                b: b_dev.device_ptr(&stream).0,
-                d: d_dev.device_ptr(&stream).0,
-                format,
-            };
-            // SAFETY: the parameters are the kernel's.
-            unsafe { stream.launch_builder(&function).arg(&params).launch(config((1, 1, 1), 32, 1024)) }.unwrap();
-            assert!(
-                worst_error(&stream.clone_dtoh(&d_dev).unwrap(), &product(&a, &b, 16, 8, k)) < 1e-4,
-                "format {format}"
-            );
+            let got = mma(&schedule, format, &a, &b);
+            assert!(worst_error(&got, &product(&a, &b, 16, 8, k)) < 1e-4, "format {format}");
         }
+    }
+}
+
+/// One product of 1 and others of 2^-25 in a sum: what is left of these by arXiv:2512.07004, in units of 2^-23.
+#[test]
+fn sums_are_cut_off_as_the_device_does() {
+    for (name, format, left) in
+        [("h100", 0, 3.0), ("h100", 1, 3.0), ("h100", 2, 1.0), ("a100", 0, 0.0), ("a100", 1, 0.0), ("a100", 2, 0.0)]
+    {
+        let k = if format == 2 { 8 } else { 16 };
+        let row = |small: f32, rows| {
+            let row = std::iter::once(1.0).chain(vec![small; k - 1]);
+            row.cycle().take(k * rows).collect::<Vec<f32>>()
+        };
+        let config = Config { device: name.into(), cut: true, ..Config::default() };
+        for sign in [1.0, -1.0] {
+            let a: Vec<f32> = row(0.5_f32.powi(12), 16).iter().map(|x| sign * x).collect();
+            let got = mma(&config, format, &a, &row(0.5_f32.powi(13), 8));
+            assert_eq!(got, vec![sign * (1.0 + left * 0.5_f32.powi(23)); 128], "{name}, format {format}");
+        }
+        // Towards zero from below, too: 1 - 15 (or 7) units of 2^-25 that are not cut before is 1 - 4 (2) units of 2^-23.
+        let a: Vec<f32> = row(-0.5_f32.powi(12), 16);
+        let got = mma(&config, format, &a, &row(0.5_f32.powi(13), 8));
+        let kept = if name == "h100" { (k as f32 / 2.0) * 0.5_f32.powi(24) } else { 0.0 };
+        assert_eq!(got, vec![1.0 - kept; 128], "{name}, format {format}");
     }
 }
