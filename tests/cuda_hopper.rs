@@ -81,12 +81,14 @@ fn of_every_backend() -> Vec<Case> {
     fitting
 }
 
-fn configure(turn: usize) {
+/// Under the turn's schedule; tensor cores cut sums off, as those of an H100, or round them.
+fn configure(turn: usize, cut: bool) {
     emulator::configure(&Config {
         device: "h100".into(),
         // Three clusters and one block that is idle: of two units, the third cluster takes what is left over. Now and then one cluster, or
         // two blocks, that do everything in the order in which it is handed out.
         multiprocessors: if turn % 5 == 4 { 2 } else { 7 },
+        cut,
         ..emulated::schedule(turn)
     });
 }
@@ -101,7 +103,7 @@ fn check(cases: &[Case], tunings: &[KernelChoice], filters: &[GradientFilter], k
     let is_wanted = |case: &Case| wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|name| name == case.name));
     let mut failures = Vec::new();
     for (turn, case) in cases.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
-        configure(turn);
+        configure(turn, turn % 2 == 1);
         let backend = CudaStaged::new(0).expect("an emulated device");
         let (tuning, filter) = (tunings[turn % tunings.len()], filters[turn % filters.len()]);
         let failed = suite::check_case_under(&backend.with_kernels(tuning), case, &[filter]).err();
@@ -136,7 +138,7 @@ fn the_hopper_forward_matches_the_oracle_with_hardly_any_room() {
         if !case.options.capture {
             continue; // the backward alone knows of its rows
         }
-        configure(turn);
+        configure(turn, turn % 2 == 1);
         let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(tuned(turn % 2 == 0, 2));
         raised += room::check(&backend, &[case], &[1.0 / 256.0]);
         assert_eq!(emulator::take_reports(), Vec::<String>::new(), "{}", case.name);
@@ -177,7 +179,7 @@ fn clusters_of_the_exact_path_match_the_oracle() {
 #[test]
 fn results_are_the_same_bits_under_every_schedule() {
     let _guard = emulated::lock();
-    configure(0);
+    configure(0, false);
     let tuning = Tuning { cluster: Some(false), chunk_mib: 0, ..Tuning::default() };
     let backend = CudaStaged::new(0)
         .expect("an emulated device")
@@ -187,7 +189,7 @@ fn results_are_the_same_bits_under_every_schedule() {
     let (tensors, upstream) = (suite::tensors(&case), suite::upstream(&case));
     for filter in [GradientFilter::Exact, GradientFilter::default()] {
         let run = |turn| {
-            configure(turn); // another order of threads, of copies, and of who draws which item
+            configure(turn, false); // another order of threads, of copies, and of who draws which item
             bits(&backend, &tensors, &CceOptions { filter, ..case.options }, &upstream)
         };
         let first = run(0);
@@ -210,7 +212,7 @@ fn bits(backend: &CudaStaged, tensors: &Tensors, options: &CceOptions, upstream:
 #[test]
 fn what_an_ignored_token_holds_does_not_matter() {
     let _guard = emulated::lock();
-    configure(1);
+    configure(1, false);
     let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(KernelFamily::Hopper);
     // Gathered, the first token among the ignored; and a run, whose box would have the ignored last one too.
     for ignored in [0.1, 0.0] {
