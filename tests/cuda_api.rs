@@ -369,6 +369,25 @@ fn the_exact_path_ends_where_row_tiles_are_whole_groups() {
 }
 
 #[test]
+fn a_stream_of_somebody_elses_is_worked_on() {
+    let _device = device();
+    let stream = CudaContext::new(0).expect("an emulated device").new_stream().expect("a stream");
+    let uploaded = Uploaded::new(&stream, &tensors());
+    let bits = |cuda: &Cuda| {
+        let forward = cce_forward(cuda, &uploaded.inputs(), &options()).expect("legal");
+        let gradients = cce_backward(cuda, &uploaded.inputs(), &forward, &Upstream::default()).expect("its own");
+        all_bits(&forward, &gradients)
+    };
+    let own = Cuda::with_stream(stream.clone()).expect("a backend");
+    // SAFETY: a live stream of device 0, which outlives the backend.
+    let raw = unsafe { Cuda::from_raw_stream(0, stream.cu_stream().cast()) }.expect("a backend");
+    assert_eq!(raw.stream().cu_stream(), stream.cu_stream());
+    assert_eq!(bits(&raw), bits(&own));
+    drop(raw);
+    assert_eq!(bits(&own), bits(&own), "the stream is not destroyed with the backend");
+}
+
+#[test]
 fn accumulating_sinks_add_in_f32() {
     let _device = device();
     let cuda = Cuda::new(0).expect("an emulated device");

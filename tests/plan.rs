@@ -179,6 +179,19 @@ fn hopper_schedules_cover_every_row_block_and_tile_once() {
 }
 
 #[test]
+fn a_sweep_takes_as_much_of_the_cache_as_asked() {
+    // Row blocks of 1 MiB, and 60 MiB of cache.
+    for (sweep, blocks) in [(80, 48), (40, 24), (20, 12), (100, 60)] {
+        let tuning = Tuning { sweep, ..Tuning::default() };
+        let kernels = KernelChoice { family: KernelFamily::Hopper, tuning };
+        let plan = LaunchPlan::new(&workload(8192, 128_256, 4096).with_kernels(kernels), &DeviceInfo::H200);
+        let plan = plan.expect("fits");
+        assert_eq!(plan.sweep_blocks, blocks, "{sweep} %");
+        check_schedule(&plan);
+    }
+}
+
+#[test]
 fn clusters_are_chosen_where_they_take_less_time() {
     let cluster = |tokens, kernels| {
         let workload = workload(tokens, 128_256, 4096).with_kernels(kernels);
