@@ -84,7 +84,20 @@ fn materialising(
     baseline.backward(workload, d_embeddings, d_classifier);
     let (nll, lse, filter) = (&baseline.nll[..], &baseline.lse[..], GradientFilter::Exact);
     let gradients = Some([&*d_embeddings, &*d_classifier]);
-    verify(oracle, &Outcome { loss, nll, lse, gradients, filter, exact_rows: 0, row_eps: None, sums_plainly: true });
+    verify(
+        oracle,
+        &Outcome {
+            loss,
+            nll,
+            lse,
+            gradients,
+            filter,
+            exact_rows: 0,
+            row_eps: None,
+            sums_plainly: true,
+            cuts_off: false,
+        },
+    );
 
     group.bench_function("one plain matmul", |b| b.iter(|| baseline.multiply_only(workload)));
     group.bench_function(BenchmarkId::new("forward", "materialising"), |b| b.iter(|| baseline.forward(workload)));
@@ -137,6 +150,7 @@ fn ours(
             exact_rows,
             row_eps: None,
             sums_plainly: false,
+            cuts_off: false,
         },
     );
 

@@ -20,9 +20,9 @@ use cut_cross_entropy_emulator::{self as emulator, Config};
 /// In turn; the Hopper kernels take the first two.
 const TYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 
-/// Under the turn's schedule, and with tensor cores that cut sums off in every other turn, a backend of these kernels.
+/// Under the turn's schedule, and with tensor cores that cut sums off in some turns, a backend of these kernels.
 fn set_up(turn: usize, kernels: KernelChoice) -> CudaStaged {
-    let cut = turn % 2 == 1;
+    let cut = emulated::cuts(turn);
     configured(Config { device: "h100".into(), multiprocessors: 6, cut, ..emulated::schedule(turn) }, kernels)
 }
 

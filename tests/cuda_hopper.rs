@@ -103,7 +103,7 @@ fn check(cases: &[Case], tunings: &[KernelChoice], filters: &[GradientFilter], k
     let is_wanted = |case: &Case| wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|name| name == case.name));
     let mut failures = Vec::new();
     for (turn, case) in cases.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
-        configure(turn, turn % 2 == 1);
+        configure(turn, emulated::cuts(turn));
         let backend = CudaStaged::new(0).expect("an emulated device");
         let (tuning, filter) = (tunings[turn % tunings.len()], filters[turn % filters.len()]);
         let failed = suite::check_case_under(&backend.with_kernels(tuning), case, &[filter]).err();
@@ -138,7 +138,7 @@ fn the_hopper_forward_matches_the_oracle_with_hardly_any_room() {
         if !case.options.capture {
             continue; // the backward alone knows of its rows
         }
-        configure(turn, turn % 2 == 1);
+        configure(turn, emulated::cuts(turn));
         let backend = CudaStaged::new(0).expect("an emulated device").with_kernels(tuned(turn % 2 == 0, 2));
         raised += room::check(&backend, &[case], &[1.0 / 256.0]);
         assert_eq!(emulator::take_reports(), Vec::<String>::new(), "{}", case.name);

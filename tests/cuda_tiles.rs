@@ -70,7 +70,7 @@ fn tiles_match_the_oracle_under_every_schedule() {
     let (filters, backend) = (sparse_filters(), std::cell::OnceCell::new());
     let mut failures = Vec::new();
     for (turn, case) in known.iter().enumerate().filter(|(_, case)| is_wanted(case)) {
-        emulator::configure(&Config { cut: turn % 2 == 1, ..emulated::schedule(turn) });
+        emulator::configure(&Config { cut: emulated::cuts(turn), ..emulated::schedule(turn) });
         let backend = backend.get_or_init(|| CudaStaged::new(0).expect("an emulated device"));
         // All that there is to share, or what the device takes for faster.
         let tiles = [Tiles::Everywhere, Tiles::WhereFaster][usize::from(turn % 3 == 1)];

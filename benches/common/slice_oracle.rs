@@ -30,6 +30,8 @@ pub struct Outcome<'a> {
     pub row_eps: Option<&'a [f32]>,
     /// A baseline's softmax: the exponentials of a row are added up one after the other in f32.
     pub sums_plainly: bool,
+    /// By tensor cores, which do not round their sums.
+    pub cuts_off: bool,
 }
 
 /// Largest errors found, relative to the tolerance: all at most 1, or [`SliceOracle::check`] failed.
@@ -81,10 +83,16 @@ impl<'a> SliceOracle<'a> {
         SliceOracle { workload, weight, ignored, rows: rows.collect(), classes: classes.collect() }
     }
 
-    /// By how much the sum behind a logit of this size may be off. Tensor cores do not round it, they cut it off, after every 16 products
-    /// on Hopper: each time by up to 2^-23 of the sum so far, always towards zero (Khattak and Mikaitis 2025, arXiv:2512.07004).
-    fn cut_off(&self, logit: f64) -> f64 {
-        self.workload.shape.hidden.div_ceil(16) as f64 * 2.0_f64.powi(-23) * logit.abs()
+    /// By how much the sum behind a logit of this size may be off where tensor cores cut it off, after every 16 products on Hopper: each time
+    /// by up to 2^-23 of the sum so far, always towards zero (Khattak and Mikaitis 2025, arXiv:2512.07004).
+    fn cut_off(&self, outcome: &Outcome<'_>, logit: f64) -> f64 {
+        let cuts = if outcome.cuts_off { self.workload.shape.hidden.div_ceil(16) } else { 0 };
+        cuts as f64 * 2.0_f64.powi(-23) * logit.abs()
+    }
+
+    /// Size of the logits that matter to this log-sum-exp: those that are at least the mean of the exponentials.
+    fn size_of(&self, lse: f64) -> f64 {
+        lse.abs() + (self.workload.shape.vocab as f64).ln()
     }
 
     /// Compares; the message says what is wrong. NaN anywhere is wrong.
@@ -97,22 +105,23 @@ impl<'a> SliceOracle<'a> {
             DType::F32 => 2e-4,
             _ => 5e-3, // rounding of the result to 8 bits
         };
-        // The logits that matter to a log-sum-exp are hardly larger than itself.
-        let tolerance = |size: f64| PER_TOKEN + self.cut_off(size);
-        let largest = workload.survey.lse.iter().fold(0.0, |most: f64, lse| most.max(lse.abs()));
+        let tolerance = |size: f64| PER_TOKEN + self.cut_off(outcome, size);
+        let largest = workload.survey.lse.iter().fold(0.0, |most: f64, &lse| most.max(self.size_of(lse)));
         within(&mut worst.loss, "loss", f64::from(outcome.loss), workload.survey.loss, tolerance(largest))?;
         for (i, &lse) in workload.survey.lse.iter().enumerate() {
-            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[i]), lse, tolerance(lse))?;
+            let tolerance = tolerance(self.size_of(lse));
+            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[i]), lse, tolerance)?;
         }
         for (i, z) in &self.rows {
             let Some(target) = workload.target(*i) else { continue };
             let lse = log_sum_exp(z);
-            let (nll, size) = (lse - z[target], lse.abs().max(z[target].abs()));
-            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[*i]), lse, tolerance(lse))?;
-            within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), nll, tolerance(size))?;
+            let (nll, size) = (lse - z[target], self.size_of(lse));
+            let (of_lse, of_nll) = (tolerance(size), tolerance(size.max(z[target].abs())));
+            within(&mut worst.per_token, &format!("lse[{i}]"), f64::from(outcome.lse[*i]), lse, of_lse)?;
+            within(&mut worst.per_token, &format!("nll[{i}]"), f64::from(outcome.nll[*i]), nll, of_nll)?;
             let Some([d_embeddings, _]) = outcome.gradients else { continue };
             let mut compare = |filter| {
-                let entry = |v: usize| self.entry(outcome, filter, (*i, v), z[v], (z[v] - lse).exp());
+                let entry = |v: usize| self.entry(outcome, filter, (*i, v), z[v], lse);
                 let expected = combine(workload.wide_classifier(), shape.hidden, entry).rounded_to(dtype);
                 let ours = row_of(d_embeddings, *i, shape.hidden);
                 expected.compare(&mut worst.d_embeddings, &format!("d_embeddings[{i}]"), &ours, gradient_tolerance)
@@ -135,7 +144,7 @@ impl<'a> SliceOracle<'a> {
         let Some([_, d_classifier]) = outcome.gradients.filter(|_| !mixed) else { return Ok(worst) };
         for (v, z) in &self.classes {
             let lse = &workload.survey.lse;
-            let entry = |i: usize| self.entry(outcome, outcome.filter, (i, *v), z[i], (z[i] - lse[i]).exp());
+            let entry = |i: usize| self.entry(outcome, outcome.filter, (i, *v), z[i], lse[i]);
             let expected = combine(workload.wide_embeddings(), shape.hidden, entry).rounded_to(dtype);
             let ours = row_of(d_classifier, *v, shape.hidden);
             expected.compare(&mut worst.d_classifier, &format!("d_classifier[{v}]"), &ours, gradient_tolerance)?;
@@ -150,9 +159,10 @@ impl<'a> SliceOracle<'a> {
         filter: GradientFilter,
         (token, class): (usize, usize),
         z: f64,
-        p: f64,
+        lse: f64,
     ) -> (f64, f64) {
         let Some(target) = self.workload.target(token) else { return (0.0, 0.0) };
+        let p = (z - lse).exp();
         let weight = self.workload.capped_derivative(z) * self.weight;
         let is_target = target == class;
         let eps = f64::from(outcome.row_eps.map_or(filter.eps(), |eps| eps[token]));
@@ -165,7 +175,7 @@ impl<'a> SliceOracle<'a> {
                 (if p >= eps * u { p.max(eps) } else { 0.0 }, eps * u)
             }
         };
-        let near = BORDERLINE + self.cut_off(z);
+        let near = BORDERLINE + self.cut_off(outcome, z.abs().max(self.size_of(lse)));
         let borderline = threshold > 0.0 && (p - threshold).abs() <= near * threshold;
         let slack = match () {
             // p is rounded in f32 (exponential, sum, quotient) before 1 is taken off, and is wrong by the target's logit where that

@@ -328,6 +328,7 @@ class OurTurn(Turn):
     def __init__(self, path, softcap, expected):
         self.path, self.softcap, self.expected = path, softcap, expected
         self.csv = pathlib.Path(args.out) / "cce.csv"
+        self.csv.unlink(missing_ok=True)  # what an earlier run may have left
         command = [args.cce, "bench", "--backend", "cuda", "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
         super().__init__("ours", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(self.csv)], with_cublas())
         self.ready = self.until("ready")
@@ -342,6 +343,8 @@ class OurTurn(Turn):
         for record in csv.DictReader(self.csv.read_text().splitlines()) if self.csv.exists() else []:
             by_method.setdefault(record["method"], {})[record["phase"]] = record
         self.csv.unlink(missing_ok=True)
+        if (rounds := self.csv.with_name("cce-rounds.csv")).exists():  # that of the next shape has the same name
+            rounds.rename(rounds.with_name("-".join(["cce-rounds", *map(str, shape.values())]) + ".csv"))
         for method, phases in by_method.items():
             last = phases.get("both", phases["forward"])
             row = shape | {"method": f"ours, {method}", "error": ""}
@@ -362,10 +365,10 @@ def python(*arguments):
 def with_cublas():
     """Where our command finds cuBLAS if the loader does not by itself: in the toolkit, or in Python's packages."""
     package = importlib.util.find_spec("nvidia")
-    parents = [pathlib.Path(path) for path in (package.submodule_search_locations or [])] if package else []
+    parents = map(pathlib.Path, package.submodule_search_locations or []) if package else []
     folders = [pathlib.Path("/usr/local/cuda/lib64"), *(parent / part / "lib" for parent in parents for part in ("cu13", "cublas"))]
-    found = [str(folder) for folder in folders if any(folder.glob("libcublas.so*"))]
-    return {"LD_LIBRARY_PATH": ":".join(filter(None, [os.environ.get("LD_LIBRARY_PATH", ""), *found]))}
+    found = [os.environ.get("LD_LIBRARY_PATH", ""), *(str(folder) for folder in folders if any(folder.glob("libcublas.so*")))]
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, found))}
 
 
 def ours(command, **options):
@@ -390,13 +393,13 @@ def median(values):
     return statistics.median(values) if values else float("nan")
 
 
-def measure(name, path, softcap, write_so_far):
+def measure(name, tokens, path, softcap, write_so_far):
     """Rows of the record for one file of tensors; those of the peers are written after each round, too."""
     out = pathlib.Path(args.out)
     expected = out / "expected.pt"
     subprocess.run(python("--reference", path, "--softcap", str(softcap), "--expected", str(expected)), check=True)
 
-    shape, turns = {"shape": name, "softcap": softcap}, []
+    shape, turns = {"shape": name, "tokens": tokens, "softcap": softcap}, []
     # One at a time: what loads and compiles does not share the GPU.
     for make in [lambda: OurTurn(path, softcap, expected), *(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers)]:
         if turns and late():
@@ -559,7 +562,7 @@ def main():
         try:
             if not args.input:
                 ours(generate_command(name, tokens, vocab, hidden, softcap, path), stderr=subprocess.PIPE, text=True)
-            rows += [sizes | row for row in measure(name, path, softcap, lambda found: write(rows + [sizes | row for row in found]))]
+            rows += [sizes | row for row in measure(name, tokens, path, softcap, lambda found: write(rows + [sizes | row for row in found]))]
         except subprocess.CalledProcessError as error:  # the tensors or their reference: the other shapes go on
             said = ((error.stderr or "").strip() or str(error)).splitlines()[-1]
             rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": said[-300:]})

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 import xml.etree.ElementTree as ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -71,16 +72,22 @@ class Ours(WithFolder):
         turn = compare.OurTurn.__new__(compare.OurTurn)
         turn.name, turn.error, turn.csv = "ours", "ended with status 2: exact at llama3_8b disagrees", self.out / "cce.csv"
         columns = "method,phase,median_ratio,median_ms,matmul_median_ms,peak_bytes,kept_per_row,loss"
+        (self.out / "cce-rounds.csv").write_text("each round")
         turn.csv.write_text(columns + "\nevaluation,forward,1.05,12.6,12.0,1024,0,3.5\n")
         wrong, right = turn.rows({"shape": "tiny"})
         self.assertIn("exact at llama3_8b disagrees", wrong["error"])
         self.assertEqual((right["method"], right["forward_t"], right["error"]), ("ours, evaluation", "1.05", ""))
         self.assertFalse(turn.csv.exists(), "the next shape has its own")
+        self.assertTrue((self.out / "cce-rounds-tiny.csv").exists())
         self.assertEqual([row["error"] for row in turn.rows({})], [turn.error])
 
     def test_what_the_loader_looked_for_before_comes_first(self):
-        before = os.environ.get("LD_LIBRARY_PATH", "")
-        self.assertEqual(compare.with_cublas()["LD_LIBRARY_PATH"][: len(before)], before)
+        (self.out / "nvidia" / "cu13" / "lib").mkdir(parents=True)
+        (self.out / "nvidia" / "cu13" / "lib" / "libcublas.so.13").touch()
+        with mock.patch.dict(os.environ, {"LD_LIBRARY_PATH": "/before"}), mock.patch.object(sys, "path", [str(self.out)]):
+            found = compare.with_cublas()["LD_LIBRARY_PATH"].split(":")
+        self.assertEqual(found[0], "/before")
+        self.assertIn(str(self.out / "nvidia" / "cu13" / "lib"), found)
 
     def test_time_is_over_when_it_was_limited_alone(self):
         compare.args.seconds = None

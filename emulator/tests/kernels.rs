@@ -282,27 +282,40 @@ fn fragments_of_every_format_multiply() {
     }
 }
 
-/// One product of 1 and others of 2^-25 in a sum: what is left of these by arXiv:2512.07004, in units of 2^-23.
+/// A sum of 1 and small products, whose places say what is added together: what is left of these by arXiv:2512.07004, in units of 2^-23.
 #[test]
 fn sums_are_cut_off_as_the_device_does() {
-    for (name, format, left) in
-        [("h100", 0, 3.0), ("h100", 1, 3.0), ("h100", 2, 1.0), ("a100", 0, 0.0), ("a100", 1, 0.0), ("a100", 2, 0.0)]
-    {
+    // (device, format) and products besides the first, (place, power of two).
+    let left = |device: &str, format: i32, sign: f32, small: &[(usize, i32)]| {
         let k = if format == 2 { 8 } else { 16 };
-        let row = |small: f32, rows| {
-            let row = std::iter::once(1.0).chain(vec![small; k - 1]);
-            row.cycle().take(k * rows).collect::<Vec<f32>>()
+        let config = Config { device: device.into(), cut: true, ..Config::default() };
+        let row = |of: &dyn Fn(i32) -> i32| {
+            let mut row = vec![0.0; k];
+            row[0] = 1.0;
+            small.iter().for_each(|&(place, power)| row[place] = 2.0_f32.powi(of(power)));
+            row
         };
-        let config = Config { device: name.into(), cut: true, ..Config::default() };
+        // 2^-25 is no f16, but a product of two.
+        let a: Vec<f32> = row(&|power| power / 2).into_iter().cycle().take(16 * k).map(|x| sign * x).collect();
+        let b: Vec<f32> = row(&|power| power - power / 2).into_iter().cycle().take(8 * k).collect();
+        let got = mma(&config, format, &a, &b);
+        assert!(got.iter().all(|x| *x == got[0]), "{got:?}");
+        (got[0] * sign - 1.0) * 2.0_f32.powi(23)
+    };
+    for format in 0..3 {
+        let group_of_an_a100 = if format == 2 { 4 } else { 8 };
         for sign in [1.0, -1.0] {
-            let a: Vec<f32> = row(0.5_f32.powi(12), 16).iter().map(|x| sign * x).collect();
-            let got = mma(&config, format, &a, &row(0.5_f32.powi(13), 8));
-            assert_eq!(got, vec![sign * (1.0 + left * 0.5_f32.powi(23)); 128], "{name}, format {format}");
+            let left = |device, small: &[(usize, i32)]| left(device, format, sign, small);
+            // Halves of a unit make one where they are added together, and none where a sum is cut off between them.
+            let (together, apart) = ([(1, -24), (2, -24)], [(1, -24), (group_of_an_a100, -24)]);
+            assert_eq!([left("h100", &together), left("h100", &apart)], [1.0, 1.0], "format {format}");
+            assert_eq!([left("a100", &together), left("a100", &apart)], [1.0, 0.0], "format {format}");
+            // One more bit than an f32 has on the A100, two on the H100.
+            let (quarters, eighths) = ([1, 2, 3].map(|place| (place, -25)), [1, 2, 3].map(|place| (place, -26)));
+            let and_a_quarter = |small: [(usize, i32); 3]| [&small[..], &[(5, -25)]].concat();
+            assert_eq!(left("h100", &and_a_quarter(quarters)), 1.0, "format {format}");
+            assert_eq!(left("a100", &quarters), 0.0, "format {format}");
+            assert_eq!(left("h100", &and_a_quarter(eighths)), 0.0, "format {format}");
         }
-        // Towards zero from below, too: 1 - 15 (or 7) units of 2^-25 that are not cut before is 1 - 4 (2) units of 2^-23.
-        let a: Vec<f32> = row(-0.5_f32.powi(12), 16);
-        let got = mma(&config, format, &a, &row(0.5_f32.powi(13), 8));
-        let kept = if name == "h100" { (k as f32 / 2.0) * 0.5_f32.powi(24) } else { 0.0 };
-        assert_eq!(got, vec![1.0 - kept; 128], "{name}, format {format}");
     }
 }

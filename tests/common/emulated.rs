@@ -11,6 +11,12 @@ pub fn lock() -> MutexGuard<'static, ()> {
     guard
 }
 
+/// Whether tensor cores cut their sums off in this turn, in place of rounding them: half of the turns, out of step with whatever else
+/// takes turns.
+pub fn cuts(turn: usize) -> bool {
+    turn.count_ones() % 2 == 1
+}
+
 /// In turn another order of threads and of asynchronous work.
 pub fn schedule(turn: usize) -> Config {
     Config {

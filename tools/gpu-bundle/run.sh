@@ -12,6 +12,7 @@
 #                                  ./run.sh --seconds 560 --pack record.tgz parity bench tune sanitizer
 #   ./run.sh --pack FILE ...       the record in one file, made again after each step: what is done is not lost with the machine
 #
+#   PATIENCE=N                     each step may take N times as long as it is given, which is for an H200: a minute or two
 #   PARITY_FILTER=word             only the parity tests whose names have it
 #   BENCH_ANYWAY=1                 bench and tune after parity failed, too
 #   BENCH_SHAPES, BENCH_ARGS       other shapes; more arguments for `cce bench`
@@ -63,12 +64,14 @@ mkdir "$record"
 failed=()
 late=()
 parity=right
-# What the sanitizer, bench and tune run by: the planner's choice, unless a family fails.
+# What bench runs by: the planner's choice, unless a family fails.
 family=()
 
+# Status 1 of tar: the clocks have changed meanwhile.
 keep() {
     [ -z "$pack" ] && return
-    tar -C "$here" -czf "$pack.part" "${record##*/}" && mv "$pack.part" "$pack"
+    tar -C "$here" -czf "$pack.part" "${record##*/}"
+    [ $? -le 1 ] && mv "$pack.part" "$pack"
 }
 
 describe() {
@@ -97,6 +100,7 @@ step() {
     local most=$1 name=$2 left limit
     shift 2
     printf '\n== %s: %s\n' "$name" "$*"
+    most=$((most * ${PATIENCE:-1}))
     [ $emulated = yes ] && most=86400
     limit=$most
     if [ -n "$seconds" ]; then
@@ -108,10 +112,11 @@ step() {
         fi
         [ $left -lt "$limit" ] && limit=$left
     fi
+    local began=$SECONDS
     # A kernel that hangs may not let its process end at a signal that it could catch.
     timeout -k 5 "$limit" "$@" </dev/null 2>&1 | tee "$record/$name.txt"
     local status=${PIPESTATUS[0]}
-    if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+    if [ "$status" -eq 124 ] || { [ "$status" -eq 137 ] && [ $((SECONDS - began)) -ge "$limit" ]; }; then
         if [ "$limit" -lt "$most" ]; then
             echo "ended: the $seconds seconds are over" | tee -a "$record/$name.txt"
             late+=("$name (ended)")
@@ -126,14 +131,22 @@ step() {
     return "$status"
 }
 
-# First each family of kernels by itself, small, so that what fails later is known to be of one. Then each test in a process of its own:
+# Small cases by these kernels, on the GPU.
+verified() {
+    step 60 "$1" ./bin/cce verify --only "D=40 bf16" --kernels "$2" || return
+    grep -q '^ok *cuda' "$record/$1.txt" && return
+    failed+=("$1 (nothing ran on the GPU)")
+    return 1
+}
+
+# First each family of kernels by itself, so that what fails later is known to be of one. Then each test in a process of its own:
 # after a fault everything else in its process fails, too.
 parity() {
     local tests test kernels
-    step 60 parity-portable ./bin/cce verify --only "D=40 bf16" --kernels portable || parity=wrong
+    verified parity-portable portable || parity=wrong
     if grep -q '^backend cuda.*sm_90' "$record/machine.txt"; then
         for kernels in hopper:cluster=off hopper:cluster=on; do
-            if step 60 "parity-${kernels/:cluster=/-cluster-}" ./bin/cce verify --only "D=40 bf16" --kernels $kernels; then
+            if verified "parity-${kernels/:cluster=/-cluster-}" $kernels; then
                 [ ${#family[@]} -gt 0 ] || continue
                 family=(--kernels $kernels)
             elif [ $kernels = hopper:cluster=off ]; then
@@ -145,7 +158,7 @@ parity() {
         [ ${#family[@]} -gt 0 ] && echo "what is timed is timed with ${family[*]}"
     fi
     tests=$(timeout 30 ./bin/cuda_device --list --format terse | sed -n 's/: test$//p' | grep -F -- "${PARITY_FILTER:-}")
-    [ -n "$tests" ] || failed+=("parity (no test is named like $PARITY_FILTER)")
+    [ -n "$tests" ] || { failed+=("parity (no test is named like '${PARITY_FILTER:-}')") && parity=wrong; }
     for test in $tests; do
         step 90 "parity-${test##*::}" ./bin/cuda_device --exact "$test" || parity=wrong
     done
@@ -166,6 +179,7 @@ sanitizer() {
         echo "skipped compute-sanitizer: it is not installed (it comes with the CUDA toolkit)" | tee "$record/sanitizer.txt"
         return
     fi
+    [ ${#family[@]} -gt 0 ] && { echo "skipped compute-sanitizer: a family of kernels fails" | tee "$record/sanitizer.txt"; return; }
     # Ragged and even shapes, one tile and several, every type of element and every filter; then the options of the loss.
     for tool in memcheck racecheck initcheck synccheck; do
         for cases in "N=67 V=1000" "N=64 V=256" "N=300 V=515" softcap smoothing; do
@@ -182,14 +196,16 @@ sanitizer() {
     done
 }
 
-# A run of `cce bench` with its record. Where it leaves none, exact gradients may have taken the device with them: once more without.
+# A run of `cce bench` with its record. Where it does not end by itself (1: something is wrong, the rest is timed), exact gradients may have
+# taken the device with them: once more without.
 timed() {
     local name=$1 methods=$2
     shift 2
     local command=(./bin/cce bench --backend cuda "${family[@]}")
     # shellcheck disable=SC2086
     step 150 "$name" "${command[@]}" --methods "$methods" "$@" --csv "$record/$name.csv" ${BENCH_ARGS:-}
-    if [ ! -e "$record/$name.csv" ] && [[ $methods = *,exact ]] && [ ${#late[@]} -eq 0 ]; then
+    [ $? -le 1 ] && return
+    if [[ $methods = *,exact ]] && [ ${#late[@]} -eq 0 ]; then
         # shellcheck disable=SC2086
         step 150 "$name-without-exact" "${command[@]}" --methods "${methods%,exact}" "$@" --csv "$record/$name-without-exact.csv" ${BENCH_ARGS:-}
     fi
@@ -216,7 +232,7 @@ bench() {
     family=()
     timed bench-f32 $methods --shape qwen2_5_0_5b --dtype f32 --rounds 5
     step 150 bench-gradient-error ./bin/cce bench --backend cuda --methods unbiased,exact --shape gpt2 --tokens 2048 --dtype f32 \
-        --rounds 0 --gradient-error --csv "$record/bench.csv"
+        --rounds 0 --gradient-error --csv "$record/bench.csv" ${BENCH_ARGS:-}
     family=("${of_16_bits[@]}")
 }
 
@@ -259,7 +275,7 @@ if [ $emulated = no ] && command -v nvidia-smi >/dev/null && [[ " ${steps[*]} " 
     nvidia-smi -i 0 --format=csv --query-gpu=$reasons >/dev/null 2>&1 || reasons=clocks_throttle_reasons.active
     nvidia-smi -i 0 -l 1 --format=csv --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,$reasons >"$record/clocks.csv" &
     watcher=$!
-    trap 'kill "$watcher" 2>/dev/null' EXIT
+    trap 'kill $watcher 2>/dev/null' EXIT
 fi
 
 for name in "${steps[@]}"; do
@@ -270,6 +286,8 @@ for name in "${steps[@]}"; do
     fi
     "$name"
 done
+
+[ -n "$watcher" ] && { kill "$watcher"; wait "$watcher"; watcher=; } 2>/dev/null
 
 # The figures once more, in short: whoever sees only the end of this output sees them.
 printf '\n%s\n' "$([ $emulated = yes ] && echo 'emulated, so that these are no measurements:' || echo 'multiples of T:')"
@@ -286,5 +304,6 @@ if [ ${#failed[@]} -gt 0 ]; then
     exit 1
 fi
 keep
+[ -z "$pack" ] || [ -e "$pack" ] || { echo "cannot write $pack; record in $record" >&2; exit 1; }
 [ ${#late[@]} -gt 0 ] && { echo "what ended in time passed; record in $record"; exit 3; }
 echo "all passed; record in $record"

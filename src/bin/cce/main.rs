@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::run(&args).map(|()| true),
         Command::Run(args) => run::run(&args).map(|()| true),
         Command::Verify(args) => verify::run(&args),
-        Command::Bench(args) => bench::run(&args).map(|()| true),
+        Command::Bench(args) => bench::run(&args),
         Command::Generate(args) => args.run().map(|()| true),
     };
     match result {

@@ -23,8 +23,11 @@ const COLORS: [RGBColor; 6] = [
 /// Width of a group of bars; a bar has 1.
 const GAP: f64 = 1.0;
 
-/// Writes the figure as SVG.
+/// Writes the figure as SVG; no file where nothing was timed.
 pub fn write(path: &Path, reports: &[ShapeReport]) -> anyhow::Result<()> {
+    if reports.is_empty() {
+        return Ok(());
+    }
     let bars: usize = reports.iter().map(|r| r.methods.len() + 1).sum();
     let width = (180 + 46 * bars as u32).max(720);
     let svg = {

@@ -111,6 +111,7 @@ impl Last {
             exact_rows: self.exact_rows,
             row_eps: self.row_eps.as_deref(),
             sums_plainly: method == Method::Baseline,
+            cuts_off: false,
         }
     }
 }

@@ -380,7 +380,7 @@ impl Runner for CudaRunner<'_> {
             self.device.download(&self.d_classifier, &mut host[1])?;
         }
         let gradients = self.host.as_ref().filter(|_| method.has_backward()).map(|[e, c]| [e, c]);
-        Ok(self.last.outcome(method, gradients))
+        Ok(Outcome { cuts_off: true, ..self.last.outcome(method, gradients) })
     }
 
     fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
