@@ -380,7 +380,8 @@ impl Runner for CudaRunner<'_> {
             self.device.download(&self.d_classifier, &mut host[1])?;
         }
         let gradients = self.host.as_ref().filter(|_| method.has_backward()).map(|[e, c]| [e, c]);
-        Ok(Outcome { cuts_off: true, ..self.last.outcome(method, gradients) })
+        // In f32 cuBLAS has no tensor cores, and ours adds what they give it in plain f32.
+        Ok(Outcome { cuts_off: self.dtype != DType::F32, ..self.last.outcome(method, gradients) })
     }
 
     fn planned_bytes(&self, method: Method, problem: &Problem<'_>) -> anyhow::Result<usize> {
