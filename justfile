@@ -24,6 +24,10 @@ ptx:
     EMU_PTX=$(sh emulator/ptx.sh) cargo test -p cut-cross-entropy-emulator --test kernels --test checker --test hopper --test layouts
     EMU_PTX=$(sh emulator/ptx.sh) cargo test --test cuda_emulated --test cuda_checked --test cuda_exact_rows --test cuda_hopper --test cuda_raised --test cuda_tiles
 
+# another project's Hopper kernels, known to work, on the emulated GPU (installs the pinned nvcc, fetches from GitHub)
+emulator-deepgemm:
+    sh emulator/deepgemm.sh
+
 # registers, shared memory and spills of every kernel (needs nvcc, or PyPI for it)
 check-kernels *arguments:
     python3 kernels/check.py {{arguments}}

@@ -43,7 +43,7 @@ bool decode_mbarrier(Parser& P, Ins& i, Opcode& o, const Operands& x) {
                      : Exec(RUN { mbarrier_arrive_cluster(barrier_of_cluster(t, i), uint32_t(R(b)), i.k, i.at); });
         return true;
     }
-    if (o.take("try_wait") && o.take("parity") && own && x.size() == 3) {
+    if (o.take("try_wait") && o.take("parity") && own && (x.size() == 3 || x.size() == 4)) {      // the fourth: for how long it may suspend
         i.d = P.slot(x[0]);
         P.address(i, x[1], i.a);
         i.b = P.slot(x[2]);
@@ -125,6 +125,10 @@ bool decode_async(Parser& P, Ins& i, Opcode& o, const Operands& x) {
         if (o.take("global")) i.exec = RUN {};       // not modelled
         else if (o.take("shared::cta") || o.take("shared::cluster")) i.exec = RUN { fence_proxy_async(); };
         return i.exec && x.empty();
+    }
+    if (op == "griddepcontrol" && (o.take("wait") || o.take("launch_dependents"))) {      // a launch here begins when those before it have ended
+        i.exec = RUN {};
+        return x.empty();
     }
     if (op == "setmaxnreg" && o.take("sync") && o.take("aligned") && o.take("u32") && x.size() == 1) {
         i.n = atoi(x[0].c_str());
