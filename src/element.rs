@@ -70,6 +70,10 @@ pub trait Element: Copy + Send + Sync + 'static + sealed::Sealed {
     fn as_f32(_source: &[Self]) -> Option<&[f32]> {
         None
     }
+    /// The elements themselves where they are `bf16`.
+    fn as_bf16(_source: &[Self]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 mod sealed {
@@ -147,6 +151,9 @@ impl Element for bf16 {
         for (t, s) in target.iter_mut().zip(source) {
             *t = Element::to_f32(*s);
         }
+    }
+    fn as_bf16(source: &[Self]) -> Option<&[bf16]> {
+        Some(source)
     }
     #[inline(always)]
     fn narrow(source: &[f32], target: &mut [Self]) {

@@ -2,12 +2,15 @@
 //! in parallel, two matmuls for the gradients; every buffer allocated once and reused.
 //!
 //! 16-bit inputs are widened first, as a caller of an f32 matmul has to; the f32 dC then takes the place of the widened
-//! classifier, so that nothing is larger than it must be. One exponential a logit: the forward leaves `exp(z - max)`
+//! classifier, so that nothing is larger than it must be. Where the processor multiplies bf16, all three products are of bf16, as the
+//! library's are. One exponential a logit: the forward leaves `exp(z - max)`
 //! behind, the backward only scales it.
 
 use super::matmul::{View, multiply};
 use super::workload::Workload;
+use cut_cross_entropy::cpu::{multiplies_bf16, plain_bf16};
 use cut_cross_entropy::{Element, HostBuffer, HostSlice, HostSliceMut};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Buffers of the baseline, warm after the first step.
@@ -37,6 +40,9 @@ impl Baseline {
     pub fn multiply_only(&mut self, workload: &Workload) {
         let shape = workload.shape;
         self.plane.resize(shape.tokens * shape.vocab, 0.0);
+        if let Some((e, c)) = native(workload) {
+            return plain_bf16::logits(&mut self.plane, e, c, shape);
+        }
         multiply(
             &mut self.plane,
             View::new(workload.wide_embeddings(), shape.tokens, shape.hidden),
@@ -51,13 +57,17 @@ impl Baseline {
         for per_token in [&mut self.inverse_sums, &mut self.nll, &mut self.lse] {
             per_token.resize(shape.tokens, 0.0);
         }
-        let e = widened(&workload.embeddings, &mut self.embeddings);
-        let c = widened(&workload.classifier, &mut self.classifier);
-        multiply(
-            &mut self.plane,
-            View::new(e, shape.tokens, shape.hidden),
-            View::new(c, shape.vocab, shape.hidden).transposed(),
-        );
+        if let Some((e, c)) = native(workload) {
+            plain_bf16::logits(&mut self.plane, e, c, shape);
+        } else {
+            let e = widened(&workload.embeddings, &mut self.embeddings);
+            let c = widened(&workload.classifier, &mut self.classifier);
+            multiply(
+                &mut self.plane,
+                View::new(e, shape.tokens, shape.hidden),
+                View::new(c, shape.vocab, shape.hidden).transposed(),
+            );
+        }
         self.plane
             .par_chunks_mut(shape.vocab)
             .zip(&mut self.inverse_sums)
@@ -102,6 +112,15 @@ impl Baseline {
                 *g = if entry == 0.0 { 0.0 } else { entry * workload.capped_derivative(f64::from(z)) as f32 };
             }
         });
+        if let Some((e, c)) = native(workload) {
+            self.d_embeddings.resize(shape.tokens * shape.hidden, 0.0);
+            self.classifier.resize(shape.vocab * shape.hidden, 0.0); // dC
+            plain_bf16::d_embeddings(&mut self.d_embeddings, &self.plane, c, shape);
+            plain_bf16::d_classifier(&mut self.classifier, &self.plane, e, shape);
+            narrow(&self.d_embeddings, d_embeddings);
+            narrow(&self.classifier, d_classifier);
+            return;
+        }
         let plane = View::new(&self.plane, shape.tokens, shape.vocab);
         let e = View::new(
             workload.embeddings.as_f32().unwrap_or(&self.embeddings), // widened by the forward
@@ -121,6 +140,14 @@ impl Baseline {
                 narrow(&self.classifier, d_classifier);
             }
         }
+    }
+}
+
+/// Embeddings and classifier where the processor multiplies them as they are.
+fn native(workload: &Workload) -> Option<(&[bf16], &[bf16])> {
+    match (workload.embeddings.as_slice(), workload.classifier.as_slice()) {
+        (HostSlice::BF16(e), HostSlice::BF16(c)) if multiplies_bf16() => Some((e, c)),
+        _ => None,
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn run<T: Element>(
 
     let exact_indices: Vec<usize> = (0..rows.len()).filter(|&i| sparse.is_exact(i)).collect();
     let telemetry = telemetry(rows.len(), exact_indices.len(), blocks);
-    let mut exact = ExactRows::gather(exact_indices, rows, embeddings, !d_embeddings.is_skip());
+    let mut exact = ExactRows::new(exact_indices, &d_embeddings, &column_sinks);
     let smoothing = problem.options().label_smoothing > 0.0 && !dense;
 
     let wanted = !column_sinks.is_skip();

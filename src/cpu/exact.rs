@@ -5,11 +5,12 @@
 use super::candidates::RowStatistics;
 use super::coefficients::RowCoefficients;
 use super::columns::{Columns, GroupedEntries};
+use super::exact_products::Products;
 use super::forward::LogitMap;
-use super::matmul::{MIN_ROWS, Part, View, ViewMut, matmul};
+use super::matmul::{MIN_ROWS, Part, View, ViewMut};
 use super::plan::{self, COLUMN_GROUP, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
-use super::sink::ColumnSinks;
+use super::sink::{ColumnSinks, RowSink};
 use super::vector::vectorized;
 use crate::{Element, Problem};
 use rayon::prelude::*;
@@ -19,26 +20,17 @@ use std::ops::Range;
 pub(crate) struct ExactRows {
     /// Positions in the list of active rows, ascending.
     pub indices: Vec<usize>,
-    /// Their embeddings in f32, [rows, D], padded.
-    pub embeddings: Vec<f32>,
     /// Their gradients in f32, [rows, D]; empty when not asked for.
     pub d_embeddings: Vec<f32>,
+    /// Whether dE and dC are written in 16 bits, so that logit gradients may be.
+    pub narrow: bool,
 }
 
 impl ExactRows {
-    pub fn gather<T: Element>(
-        indices: Vec<usize>,
-        rows: &[Row],
-        embeddings: TypedMatrix<'_, T>,
-        with_gradient: bool,
-    ) -> Self {
-        let mut wide = vec![0.0_f32; indices.len() * plan::row_stride(embeddings.columns)];
-        vectorized(
-            #[inline(always)]
-            || embeddings.widen_rows(indices.iter().map(|&i| rows[i].token as usize), &mut wide),
-        );
-        let d_embeddings = vec![0.0_f32; if with_gradient { indices.len() * embeddings.columns } else { 0 }];
-        ExactRows { indices, embeddings: wide, d_embeddings }
+    pub fn new(indices: Vec<usize>, d_embeddings: &RowSink<'_>, columns: &ColumnSinks<'_>) -> Self {
+        let elements = if d_embeddings.is_skip() { 0 } else { indices.len() * columns.hidden };
+        let narrow = !d_embeddings.is_f32() && !columns.classifier.is_f32();
+        ExactRows { indices, d_embeddings: vec![0.0_f32; elements], narrow }
     }
 }
 
@@ -69,24 +61,22 @@ pub(crate) fn run<T: Element>(
     let block_rows: Vec<Range<usize>> = (0..blocks).map(|b| plan::token_block(rows, blocks, b)).collect();
     let (no_classifier, no_bias) = (sinks.classifier.is_skip(), sinks.bias.is_skip());
     let map = LogitMap::new(problem);
-    let (stride, row_stride) = (plan::row_stride(chunk.min(vocab)), plan::row_stride(hidden));
+    let stride = plan::row_stride(chunk.min(vocab));
     let mut gradients = vec![0.0_f32; rows * stride]; // [rows, chunk], padded
-    let mut wide = vec![0.0_f32; classifier.copy_len(chunk.min(vocab))]; // [chunk, D], padded
     let mut dense = vec![0.0_f32; if no_classifier { 0 } else { chunk.min(vocab) * hidden }]; // [chunk, D]
-    let embeddings = View::new(&exact.embeddings, rows, hidden, row_stride);
+    let own_rows = exact.indices.iter().map(|&index| numbers.rows[index]).collect();
+    let mut products = Products::new(columns.embeddings, classifier, own_rows, chunk.min(vocab), exact.narrow);
 
     for first in (0..vocab).step_by(chunk) {
         let classes = first..(first + chunk).min(vocab);
         let width = classes.len();
-        widen(classifier, first, width, &mut wide);
-        let view = classifier.view(first, width, &wide);
+        products.load(classes.clone());
 
         // As in the forward: a tile becomes gradients while it is in the core's cache.
         let tiles: Vec<Range<usize>> = (0..width).step_by(VOCAB_TILE).map(|k| k..(k + VOCAB_TILE).min(width)).collect();
         let logits = ViewMut::new(&mut gradients, rows, width, stride).cut(&block_rows, &tiles);
         logits.into_par_iter().for_each(|Part { rows, columns, mut values }| {
-            let tile = view.rows(columns.start, columns.len());
-            matmul(&mut values, false, embeddings.rows(rows.start, rows.len()), tile.transposed());
+            products.logits(&mut values, rows.clone(), columns.clone());
             let (indices, classes) = (&exact.indices[rows], first + columns.start..first + columns.end);
             vectorized(
                 #[inline(always)]
@@ -100,7 +90,7 @@ pub(crate) fn run<T: Element>(
             let d_embeddings = ViewMut::new(&mut exact.d_embeddings, rows, hidden, hidden).cut(&block_rows, &slices);
             d_embeddings.into_par_iter().for_each(|Part { rows, columns, mut values }| {
                 let own = View::new(&gradients[rows.start * stride..], rows.len(), width, stride);
-                matmul(&mut values, true, own, view.columns(columns.start, columns.len()));
+                products.add_d_embeddings(&mut values, own, columns);
             });
         }
 
@@ -113,7 +103,7 @@ pub(crate) fn run<T: Element>(
             let dense = ViewMut::new(&mut dense, width, hidden, hidden).cut(&class_shares, &slices);
             dense.into_par_iter().for_each(|Part { rows: classes, columns, mut values }| {
                 let own = View::new(&gradients[classes.start..], rows, classes.len(), stride);
-                matmul(&mut values, false, own.transposed(), embeddings.columns(columns.start, columns.len()));
+                products.d_classifier(&mut values, own, columns);
             });
         }
         let groups = first / COLUMN_GROUP..classes.end.div_ceil(COLUMN_GROUP);
@@ -133,22 +123,6 @@ pub(crate) fn run<T: Element>(
     }
     if map.scale() != 1.0 {
         exact.d_embeddings.iter_mut().for_each(|g| *g *= map.scale());
-    }
-}
-
-/// Rows of the classifier to their copy, where there is one, by all threads.
-fn widen<T: Element>(classifier: TypedMatrix<'_, T>, first: usize, rows: usize, wide: &mut [f32]) {
-    let share = rows.div_ceil(rayon::current_num_threads());
-    let part = |(index, to): (usize, &mut [f32])| {
-        let begin = first + index * share;
-        vectorized(
-            #[inline(always)]
-            || classifier.widen_rows(begin..(begin + share).min(first + rows), to),
-        );
-    };
-    if !wide.is_empty() {
-        let stride = plan::row_stride(classifier.columns);
-        wide[..rows * stride].par_chunks_mut(share * stride).enumerate().for_each(part);
     }
 }
 

@@ -13,8 +13,9 @@
 //! Where tokens are few, threads share each block: one multiplies it with one tile, another with the next, and when two
 //! tiles a thread are done, each scans some of the rows. A row meets the same tiles in the same order either way.
 
+use super::bf16::{self, Left, Right};
 use super::candidates::{BlockEntries, RowCandidates, RowFilter, RowStatistics};
-use super::matmul::{Part, View, ViewMut, matmul};
+use super::matmul::{View, ViewMut, matmul};
 use super::plan::{self, Schedule, VOCAB_TILE};
 use super::rows::{Row, TypedMatrix};
 use super::softmax_state::SoftmaxState;
@@ -129,6 +130,13 @@ struct Stream<'a, 'p, T> {
     schedule: Schedule,
 }
 
+/// A tile of the classifier as a product reads it.
+#[derive(Default)]
+struct Tile {
+    wide: Vec<f32>,
+    packed: Right,
+}
+
 /// Rows that one thread scans at a time, as far as they have come.
 struct Stretch<'a> {
     rows: &'a [Row],
@@ -148,13 +156,16 @@ impl<'a, T: Element> Stream<'a, '_, T> {
         let count = block_rows.last().map_or(0, |last| last.end);
         let rows = &self.rows[first_row..first_row + count];
 
-        let mut wide = vec![0.0_f32; count * stride]; // [rows, D], padded
-        let cut = ViewMut::new(&mut wide, count, stride, stride).cut_rows(&part_rows);
-        let begin = |part: Part<'_>| self.begin(&rows[part.rows], part.values);
-        let mut stretches: Vec<Stretch<'a>> = cut.into_par_iter().map(begin).collect();
-        let embeddings = View::new(&wide, count, hidden, stride);
+        let packed = Left::of_embeddings(self.embeddings, rows, part_rows.len());
+        let mut wide = vec![0.0_f32; if packed.is_some() { 0 } else { count * stride }]; // [rows, D], padded
+        if packed.is_none() {
+            let cut = ViewMut::new(&mut wide, count, stride, stride).cut_rows(&part_rows);
+            cut.into_par_iter().for_each(|part| self.widen(&rows[part.rows], part.values));
+        }
+        let mut stretches: Vec<Stretch<'a>> =
+            part_rows.par_iter().map(|part| self.begin(&rows[part.clone()])).collect();
 
-        let copies = Mutex::new(Vec::new()); // [tile, D] each, padded: as many as are in use at a time
+        let tiles_in_use = Mutex::new(Vec::new()); // as many as products run at a time
         let mut logits = vec![0.0_f32; count * logits_stride]; // [rows, tiles], padded
         for first_class in (0..vocab).step_by(tiles * VOCAB_TILE) {
             let width = (tiles * VOCAB_TILE).min(vocab - first_class);
@@ -163,17 +174,20 @@ impl<'a, T: Element> Stream<'a, '_, T> {
             let products = ViewMut::new(&mut logits, count, width, logits_stride).cut(&block_rows, &columns);
             products.into_par_iter().with_max_len(1).for_each(|mut part| {
                 let classes = first_class + part.columns.start..first_class + part.columns.end;
-                let mut copy =
-                    lock(&copies).pop().unwrap_or_else(|| vec![0.0_f32; self.classifier.copy_len(VOCAB_TILE)]);
-                if !copy.is_empty() {
-                    vectorized(
-                        #[inline(always)]
-                        || self.classifier.widen_rows(classes.clone(), &mut copy),
-                    );
+                let mut tile: Tile = lock(&tiles_in_use).pop().unwrap_or_default();
+                match &packed {
+                    Some(rows) => {
+                        let classifier = bf16::native(self.classifier).expect("of the type of the embeddings");
+                        tile.packed.classes(classifier, classes);
+                        bf16::multiply(&mut part.values, false, rows, part.rows, &tile.packed);
+                    }
+                    None => {
+                        let embeddings = View::new(&wide, count, hidden, stride);
+                        let embeddings = embeddings.rows(part.rows.start, part.rows.len());
+                        self.multiply_wide(&mut part.values, embeddings, classes, &mut tile.wide);
+                    }
                 }
-                let tile = self.classifier.view(classes.start, classes.len(), &copy);
-                matmul(&mut part.values, false, embeddings.rows(part.rows.start, part.rows.len()), tile.transposed());
-                lock(&copies).push(copy);
+                lock(&tiles_in_use).push(tile);
             });
 
             let scans = ViewMut::new(&mut logits, count, width, logits_stride).cut_rows(&part_rows);
@@ -190,29 +204,60 @@ impl<'a, T: Element> Stream<'a, '_, T> {
         stretches.into_par_iter().map(|stretch| self.finish(stretch)).collect()
     }
 
-    /// Rows before their first tile; widens their embeddings into `wide`.
-    fn begin(&self, rows: &'a [Row], mut wide: ViewMut<'_>) -> Stretch<'a> {
+    /// The embeddings of rows as `f32`.
+    fn widen(&self, rows: &[Row], mut wide: ViewMut<'_>) {
         let hidden = self.problem.shape().hidden;
-        let mut target_row = vec![0.0_f32; hidden];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (index, row) in rows.iter().enumerate() {
+                    T::widen(self.embeddings.row(row.token as usize), &mut wide.row(index)[..hidden]);
+                }
+            },
+        );
+    }
+
+    /// A tile of logits by `gemm`. copy: of the classifier's tile, where it needs one.
+    fn multiply_wide(
+        &self,
+        logits: &mut ViewMut<'_>,
+        embeddings: View<'_>,
+        classes: Range<usize>,
+        copy: &mut Vec<f32>,
+    ) {
+        copy.resize(self.classifier.copy_len(VOCAB_TILE), 0.0); // [tile, D], padded
+        if !copy.is_empty() {
+            vectorized(
+                #[inline(always)]
+                || self.classifier.widen_rows(classes.clone(), copy),
+            );
+        }
+        let tile = self.classifier.view(classes.start, classes.len(), copy);
+        matmul(logits, false, embeddings, tile.transposed());
+    }
+
+    /// Rows before their first tile.
+    fn begin(&self, rows: &'a [Row]) -> Stretch<'a> {
+        let hidden = self.problem.shape().hidden;
+        let (mut own_row, mut target_row) = (vec![0.0_f32; hidden], vec![0.0_f32; hidden]);
         // Two sums of D terms in different orders differ by at most 2 · D · 2^-24 · Σ |terms| (Higham 2002, eq. 3.5); the
         // bias and the softcap, which is a contraction, round a few times more.
         let rounding = hidden as f32 * f32::EPSILON * self.map.scale();
         // An empty state, seeded with the logit of its target: the N·D dot products that make the capture's bound tight from
         // the first tile on.
-        let mut seed = |(index, row): (usize, &Row)| {
+        let mut seed = |row: &Row| {
             let (product, magnitude) = vectorized(
                 #[inline(always)]
                 || {
-                    let wide = &mut wide.row(index)[..hidden];
-                    T::widen(self.embeddings.row(row.token as usize), wide);
+                    T::widen(self.embeddings.row(row.token as usize), &mut own_row);
                     T::widen(self.classifier.row(row.class as usize), &mut target_row);
-                    vector::dot_and_magnitude(wide, &target_row)
+                    vector::dot_and_magnitude(&own_row, &target_row)
                 },
             );
             let logit = self.map.apply(product, row.class as usize);
             SoftmaxState::new(logit, 1e-3 + rounding * magnitude + 4.0 * f32::EPSILON * logit.abs())
         };
-        let states = rows.iter().enumerate().map(&mut seed).collect();
+        let states = rows.iter().map(&mut seed).collect();
         let list = |row: &Row, filter| RowCandidates::new(filter, row.class);
         let filter = |row: &Row| self.filter.and_then(|filter| RowFilter::new(&filter, row.token as usize));
         Stretch { rows, states, candidates: rows.iter().filter_map(|row| Some(list(row, filter(row)?))).collect() }

@@ -1,4 +1,4 @@
-//! Tile products by the `gemm` crate, behind checked views: the only `unsafe` of the CPU backend.
+//! Tile products by the `gemm` crate, behind checked views. Beside them the `unsafe` of the CPU backend is in `bf16/simd.rs`.
 
 use super::vector::{dot_and_magnitude, vectorized};
 use std::marker::PhantomData;
@@ -19,6 +19,17 @@ impl<'a> View<'a> {
     pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= data.len());
         View { data, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// Rows and columns.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// A row, whose elements are neighbours.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows && self.column_stride == 1);
+        &self.data[row * self.row_stride..][..self.columns]
     }
 
     /// `count` rows from `first` on.
@@ -64,6 +75,11 @@ impl<'a> ViewMut<'a> {
         assert!(columns <= row_stride || rows <= 1);
         assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= data.len());
         ViewMut { data: data.as_mut_ptr(), rows, columns, row_stride, borrow: PhantomData }
+    }
+
+    /// Rows and columns.
+    pub fn size(&self) -> (usize, usize) {
+        (self.rows, self.columns)
     }
 
     pub fn row(&mut self, row: usize) -> &mut [f32] {

@@ -1,10 +1,12 @@
 //! The CPU backend: rayon over token blocks and vocabulary chunks, the `gemm` crate for tile products.
 
 mod backward;
+mod bf16;
 mod candidates;
 mod coefficients;
 mod columns;
 mod exact;
+mod exact_products;
 mod forward;
 mod matmul;
 mod plan;
@@ -13,6 +15,9 @@ mod sink;
 mod softmax_state;
 mod vector;
 
+pub use bf16::multiplies_bf16;
+#[doc(hidden)]
+pub use bf16::plain as plain_bf16;
 pub use plan::{CpuPlan, Region};
 
 use crate::{

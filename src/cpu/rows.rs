@@ -3,6 +3,7 @@
 use super::matmul::View;
 use super::plan;
 use crate::{DType, Element, Matrix, Problem};
+use half::bf16;
 
 /// A token that is not ignored.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,12 @@ impl<'a, T: Element> TypedMatrix<'a, T> {
         for (row, target) in rows.zip(target.chunks_exact_mut(plan::row_stride(self.columns))) {
             T::widen(self.row(row), &mut target[..self.columns]);
         }
+    }
+
+    /// The same where its elements are bf16.
+    pub fn as_bf16(self) -> Option<TypedMatrix<'a, bf16>> {
+        let TypedMatrix { columns, row_stride, .. } = self;
+        T::as_bf16(self.data).map(|data| TypedMatrix { data, columns, row_stride })
     }
 
     /// Length of the copy that products read in place of `rows` rows; 0 where they read the rows themselves.

@@ -29,6 +29,11 @@ impl<'a> RowSink<'a> {
         matches!(self, RowSink::Skip)
     }
 
+    /// Whether f32 values arrive as they are.
+    pub fn is_f32(&self) -> bool {
+        matches!(self, RowSink::Accumulate(_) | RowSink::F32(_))
+    }
+
     /// Cuts the buffer into parts of `elements`, `parts` of them (the last may be shorter).
     pub fn split(self, elements: usize, parts: usize) -> Vec<RowSink<'a>> {
         let elements = elements.max(1);

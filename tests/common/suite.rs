@@ -6,8 +6,8 @@ use super::expected::Expected;
 use super::naive::naive;
 use super::{OwnedUpstream, compare::frobenius};
 use cut_cross_entropy::{
-    Backend, CceOptions, DType, GradientFilter, GradientSinks, Host, HostBuffer, Problem, Sink, Telemetry,
-    cce_backward_into, cce_forward,
+    Backend, CceOptions, DType, GradientDType, GradientFilter, GradientSinks, Host, HostBuffer, Problem, Sink,
+    Telemetry, cce_backward_into, cce_forward,
 };
 
 /// A backend of host memory, whichever.
@@ -110,10 +110,15 @@ pub fn check_one_by_row(
 /// The ε with which a backend kept each token's entries, 0 where it computed them exactly.
 pub type RowEps = dyn Fn(&cut_cross_entropy::Forward) -> Vec<f32>;
 
-/// What this backend should return: GPUs feed their matrix units the type of the inputs.
+/// What this backend should return: GPUs feed their matrix units the type of the inputs, and so does a processor that has some.
 fn expected(backend: &HostBackend, problem: &Problem<'_>) -> Expected {
     let expected = Expected::new(problem);
-    if backend.name() == "cuda" { expected.stored_as(problem.dtype()) } else { expected }
+    let in_bf16 = problem.dtype() == DType::BF16 && problem.options().gradients.dtype == GradientDType::Input;
+    if backend.name() == "cuda" || in_bf16 && cut_cross_entropy::cpu::multiplies_bf16() {
+        expected.stored_as(problem.dtype())
+    } else {
+        expected
+    }
 }
 
 fn check_against(
