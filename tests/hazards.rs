@@ -8,8 +8,8 @@ use common::expected::{EPS, assert_within};
 use common::suite::{check_one, filters, run, run_backward};
 use common::{Expected, Logits, OwnedUpstream, Rng, Spec, Tensors, frobenius};
 use cut_cross_entropy::{
-    CceOptions, Cpu, DType, Error, GradientDType, GradientFilter, GradientRequest, Inputs, Matrix, Problem, Reduction,
-    cce_backward, cce_forward,
+    CceOptions, Cpu, DType, Error, GradientDType, GradientFilter, GradientRequest, HostBuffer, Inputs, Matrix, Problem,
+    Reduction, cce_backward, cce_forward,
 };
 
 const EXACT: CceOptions = CceOptions {
@@ -224,6 +224,25 @@ fn h06_long_sums_are_not_accumulated_in_16_bits() {
             };
             assert!(error(ours.d_classifier, &exact.d_classifier.exact) <= 16.0 * EPS);
             assert!(error(ours.d_embeddings, &exact.d_embeddings.exact) <= 16.0 * EPS);
+        }
+    }
+    // Written in 16 bits, what is rounded once or twice on the way; with several columns of products, of D and of classes.
+    for (tokens, hidden, vocab) in [(2500, 3, 300), (70, 520, 2500)] {
+        let tensors = Spec { dtype: DType::BF16, ..Spec::new(tokens, hidden, vocab) }.generate();
+        let inputs = tensors.inputs();
+        let forward = cce_forward(&Cpu, &inputs, &EXACT).expect("legal");
+        let ours = cce_backward(&Cpu, &inputs, &forward, &Default::default()).expect("its own forward");
+        let expected = Expected::new(&Problem::new(&inputs, &EXACT).expect("legal"));
+        let exact = expected.gradients(&loss().widen(tokens), GradientFilter::Exact);
+        for (ours, exact) in [(ours.d_classifier, exact.d_classifier), (ours.d_embeddings, exact.d_embeddings)] {
+            let mut wide = Vec::new();
+            match ours.expect("asked for") {
+                HostBuffer::BF16(rounded) => wide.extend(rounded.iter().map(|x| x.to_f32())),
+                other => panic!("{other:?}"),
+            }
+            // Half a unit in the last place of bf16 is 2^-9 of an element.
+            let error = frobenius(&wide, &exact.exact);
+            assert!(error <= 2.0_f64.powi(-8), "{tokens} tokens, {vocab} classes: {error:e}");
         }
     }
 }

@@ -37,15 +37,6 @@ impl RowFilter {
         }
     }
 
-    /// The least `p` that class `class` is kept with.
-    #[inline(always)]
-    pub fn least(&self, class: u32) -> f32 {
-        match *self {
-            RowFilter::Unbiased { eps, start } => eps * filter::entry_uniform(start, class),
-            RowFilter::Threshold { eps } => eps,
-        }
-    }
-
     /// What a kept probability counts as.
     #[inline(always)]
     pub fn value(&self, p: f32) -> f32 {
@@ -141,9 +132,38 @@ impl RowCandidates {
     /// Drops entries that fail with the sum as it is now.
     fn drop_beaten(&mut self, state: &SoftmaxState) {
         let (reference, bound) = (state.reference(), state.sum_bound() * SLACK);
-        let (filter, target) = (self.filter, self.target);
-        self.entries.retain(|e| e.class == target || vector::exp(e.logit - reference) >= bound * filter.least(e.class));
+        self.retain(|logit, least| vector::exp(logit - reference) >= bound * least);
     }
+
+    /// Keeps the target and what passes, given its logit and the least `p` that its class is kept with; written so that the tests vectorise.
+    #[inline(always)]
+    fn retain(&mut self, passes: impl Fn(f32, f32) -> bool) {
+        let target = self.target;
+        match self.filter {
+            RowFilter::Unbiased { eps, start } => retain(&mut self.entries, |e| {
+                (e.class == target) | passes(e.logit, eps * filter::entry_uniform(start, e.class))
+            }),
+            RowFilter::Threshold { eps } => {
+                retain(&mut self.entries, |e| (e.class == target) | passes(e.logit, eps));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn retain(entries: &mut Vec<Entry>, passes: impl Fn(Entry) -> bool) {
+    const BLOCK: usize = 64;
+    let mut kept = 0;
+    for first in (0..entries.len()).step_by(BLOCK) {
+        let block = first..(first + BLOCK).min(entries.len());
+        let mut passed = [false; BLOCK];
+        passed.iter_mut().zip(&entries[block.clone()]).for_each(|(passed, entry)| *passed = passes(*entry));
+        for (k, passed) in block.zip(passed) {
+            entries[kept] = entries[k];
+            kept += usize::from(passed);
+        }
+    }
+    entries.truncate(kept);
 }
 
 /// Final statistics of one row: all that is needed to turn a logit into a probability.
@@ -185,6 +205,16 @@ impl RowStatistics {
     }
 }
 
+/// Softmax mass of some entries of a row.
+#[inline(always)]
+fn mass(entries: &[Entry], row: &RowStatistics) -> f64 {
+    let mut lanes = [0.0_f32; 64];
+    for chunk in entries.chunks(lanes.len()) {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, entry)| *lane += row.probability(entry.logit));
+    }
+    vector::sum_of_lanes(&lanes)
+}
+
 /// The kept entries of a block of rows, one list a row.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BlockEntries {
@@ -203,9 +233,6 @@ pub(crate) struct BlockEntries {
 impl BlockEntries {
     /// Applies the filter with the final statistics.
     pub fn finish(rows: Vec<RowCandidates>, statistics: &[RowStatistics]) -> Self {
-        let passes = |row: &RowCandidates, s: &RowStatistics, e: &Entry| {
-            e.class == row.target || s.probability(e.logit) >= row.filter.least(e.class)
-        };
         // A row whose log-sum-exp is not finite has no sparse gradient.
         let sparse = |row: &RowCandidates, s: &RowStatistics| !row.overflowed && s.lse.is_finite();
         let mut rows = rows;
@@ -214,11 +241,10 @@ impl BlockEntries {
             || {
                 for (row, s) in rows.iter_mut().zip(statistics) {
                     row.overflowed = !sparse(row, s);
-                    let mut entries = std::mem::take(&mut row.entries);
-                    if !row.overflowed {
-                        entries.retain(|e| passes(row, s, e));
-                        row.entries = entries;
+                    if row.overflowed {
+                        row.entries = Vec::new();
                     }
+                    row.retain(|logit, least| s.probability(logit) >= least);
                 }
             },
         );
@@ -233,7 +259,10 @@ impl BlockEntries {
         for (row, s) in rows.iter_mut().zip(statistics) {
             // Row by row, so that the lists are not in memory twice.
             let entries = std::mem::take(&mut row.entries);
-            block.mass += entries.iter().map(|e| s.probability(e.logit) as f64).sum::<f64>();
+            block.mass += vectorized(
+                #[inline(always)]
+                || mass(&entries, s),
+            );
             block.entries.extend_from_slice(&entries);
             block.offsets.push(block.entries.len());
         }

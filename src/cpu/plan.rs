@@ -81,7 +81,8 @@ pub struct CpuPlan {
     pub candidates_per_row: usize,
     /// Columns of a vocabulary chunk on the exact path, if all rows take it.
     pub exact_chunk: usize,
-    /// Upper bounds of everything allocated beyond inputs and outputs, forward and backward together.
+    /// Upper bounds of everything allocated beyond inputs and outputs, forward and backward together. Where the processor multiplies bf16
+    /// ([`multiplies_bf16`](super::multiplies_bf16)), what is said to be in f32 is packed in 16 bits, and takes less.
     pub regions: Vec<Region>,
 }
 

@@ -81,9 +81,9 @@ impl SoftmaxState {
                 weighted[k] += plogp_term(*e, shifted);
             }
         }
-        self.sum += sums.iter().map(|&s| s as f64).sum::<f64>();
+        self.sum += vector::sum_of_lanes(&sums);
         if ENTROPY {
-            self.weighted += weighted.iter().map(|&s| s as f64).sum::<f64>();
+            self.weighted += vector::sum_of_lanes(&weighted);
         }
     }
 

@@ -53,15 +53,33 @@ pub(crate) fn tanh(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn maximum(values: &[f32]) -> f32 {
     const LANES: usize = 64;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let larger = |a: f32, x: f32| if x > a { x } else { a };
     let (chunks, tail) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
+    // By value: lanes that are assigned to one by one become masked stores to memory, 20 times slower (seen on Zen 4).
+    let lanes = chunks
+        .iter()
+        .fold([f32::NEG_INFINITY; LANES], |lanes, chunk| std::array::from_fn(|k| larger(lanes[k], chunk[k])));
+    let mut quarter: [f32; 16] =
+        std::array::from_fn(|k| larger(larger(lanes[k], lanes[k + 16]), larger(lanes[k + 32], lanes[k + 48])));
+    for half in [8, 4, 2, 1] {
+        for k in 0..half {
+            quarter[k] = larger(quarter[k], quarter[k + half]);
         }
     }
-    let larger = |a: f32, &x: &f32| if x > a { x } else { a };
-    tail.iter().fold(lanes.iter().fold(f32::NEG_INFINITY, larger), larger)
+    tail.iter().fold(quarter[0], |a, &x| larger(a, x))
+}
+
+/// The sum of partial sums, in pairs of pairs.
+#[inline(always)]
+pub(crate) fn sum_of_lanes(lanes: &[f32; 64]) -> f64 {
+    let wide = |k: usize| f64::from(lanes[k]);
+    let mut sums: [f64; 16] = std::array::from_fn(|k| (wide(k) + wide(k + 16)) + (wide(k + 32) + wide(k + 48)));
+    for half in [8, 4, 2, 1] {
+        for k in 0..half {
+            sums[k] += sums[k + half];
+        }
+    }
+    sums[0]
 }
 
 /// `Σ a_k b_k` and `Σ |a_k b_k|`, each in 64 interleaved partial sums.

@@ -5,7 +5,7 @@ use crate::common::shapes::NAMED_SHAPES;
 use crate::system_memory;
 use anyhow::Context;
 use clap::Args;
-use cut_cross_entropy::cpu::CpuPlan;
+use cut_cross_entropy::cpu::{CpuPlan, multiplies_bf16};
 use cut_cross_entropy::plan::{DeviceInfo, Entries, KernelChoice, LaunchPlan, TileEntries, Tiles, Workload};
 use cut_cross_entropy::{Backend, CceOptions, Cpu, DType, Shape};
 
@@ -39,7 +39,8 @@ pub struct InfoArgs {
 /// Runs the subcommand.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     say!("cut-cross-entropy {}", env!("CARGO_PKG_VERSION"))?;
-    say!("backend {}: {}, {} threads", Cpu.name(), processor(), rayon::current_num_threads())?;
+    let bf16 = if multiplies_bf16() { "multiplied as it is" } else { "widened to f32" };
+    say!("backend {}: {}, {} threads; bf16 is {bf16}", Cpu.name(), processor(), rayon::current_num_threads())?;
     let present = cuda_device();
     match &present {
         Ok(device) => say!("backend cuda: {device}")?,

@@ -86,9 +86,14 @@ pub(crate) fn multiply(dst: &mut ViewMut<'_>, accumulate: bool, left: &Left, row
                 let columns = first..(first + RIGHT).min(right.columns);
                 for (row, sums) in (first_row..rows.len()).zip(sums.chunks_exact(RIGHT)) {
                     let (dst, sums) = (&mut dst.row(row)[columns.clone()], &sums[..columns.len()]);
-                    match accumulate {
-                        true => dst.iter_mut().zip(sums).for_each(|(d, s)| *d += s),
-                        false => dst.copy_from_slice(sums),
+                    if accumulate {
+                        dst.iter_mut().zip(sums).for_each(|(d, s)| *d += s);
+                    } else if let (Ok(dst), Ok(sums)) =
+                        (<&mut [f32; RIGHT]>::try_from(&mut *dst), <&[f32; RIGHT]>::try_from(sums))
+                    {
+                        *dst = *sums; // two vectors, where a slice is a call
+                    } else {
+                        dst.copy_from_slice(sums);
                     }
                 }
             }

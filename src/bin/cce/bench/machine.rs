@@ -9,6 +9,7 @@ use crate::common::survey::{Survey, host_products, survey};
 use crate::common::workload::Workload;
 use crate::system_memory;
 use anyhow::ensure;
+use cut_cross_entropy::cpu::multiplies_bf16;
 #[cfg(feature = "cublas")]
 use cut_cross_entropy::memory::Buffer;
 use cut_cross_entropy::{DType, Shape};
@@ -51,7 +52,10 @@ impl Machine {
     /// One line for people.
     pub fn describe(&self) -> anyhow::Result<String> {
         match self {
-            Machine::Cpu => Ok(format!("{} threads", rayon::current_num_threads())),
+            Machine::Cpu => {
+                let bf16 = if multiplies_bf16() { "multiplied as it is" } else { "widened to f32" };
+                Ok(format!("{} threads; bf16 is {bf16}", rayon::current_num_threads()))
+            }
             #[cfg(feature = "cublas")]
             Machine::Cuda(device) => device.describe(),
         }
