@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Times this library's CUDA backend and its peers on one GPU, on the same tensors; see README.md beside this file.
+"""Times this library and its peers on one GPU, or on the processor, on the same tensors; see README.md beside this file.
 
 Each method lives in a process of its own, which loads the tensors, checks its gradients against f64 and then waits. The processes take
-turns, a round each, so that whatever the GPU does over time it does to all. Times are CUDA events around one step, after a
+turns, a round each, so that whatever the machine does over time it does to all. On a GPU times are CUDA events around one step, after a
 flush of the L2 cache; every step is a multiple of T, the plain matmul of the logits' size timed right beside it in the same process.
+On the processor (--device cpu) the clock is the wall's, all have the same number of threads, and milliseconds are compared.
 """
 
 import argparse
@@ -15,17 +16,21 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from xml.sax.saxutils import escape
 
-from peers import PEERS, capped
+import report
+import worker
+from peers import ON_PROCESSOR, PEERS, environment
 
 HERE = pathlib.Path(__file__).resolve()
 STARTED = time.monotonic()
+# Signals that came, and what ends the process that is waited for now.
+STOPPED, WAITED_FOR = [], []
 
 # name, V, D, softcap
 SHAPES = [
@@ -36,225 +41,70 @@ SHAPES = [
 ]
 TOKENS = 8192
 SWEEP = ("llama3_8b", 128_256, 4096, [1024, 2048, 4096, 16384])
+# name, N, V, D: those of the figures in README.md at the top
+PROCESSOR_SHAPES = [("figure_64k", 2048, 65_536, 1024), ("figure_qwen", 1024, 151_936, 896)]
 PACKAGES = ["torch", "triton", "liger-kernel", "quack-kernels", "cut-cross-entropy", "nvidia-cutlass-dsl"]
-# Rows of dE and of dC that are compared with f64.
-SLICE = 16
-# How often the flush buffer is written before a step: by estimate 1 ms of work for the device, so that the host, which launches a peer's
-# kernels from Python, is ahead of it when the clock starts. `cce bench` gives itself as much.
-HEAD_START = 15
 
 
-# ---- inside a peer's process ----------------------------------------------------------------------------------------------
+def launched(command, more, **options):
+    """In a group of its own, with what it starts: that would hold its output open, and a terminal's interrupt is ours alone."""
+    return subprocess.Popen(command, env=os.environ | more, text=True, start_new_session=True, stdout=subprocess.PIPE, **options)
 
 
-def load(path):
-    from safetensors.torch import load_file
-
-    tensors = load_file(path, device=args.device)
-    return tensors["embeddings"], tensors["classifier"], tensors["targets"].long()
-
-
-def slices(v, y):
-    """Tokens and classes that are compared: spread over all that count, and the classes that are targets of these tokens."""
-    import torch
-
-    counted = (y >= 0).nonzero()[:, 0]
-    rows = counted[torch.linspace(0, len(counted) - 1, min(SLICE, len(counted)), device=args.device).long()]
-    classes = torch.linspace(0, v - 1, min(SLICE, v), device=args.device).long()
-    return rows.unique(), torch.cat([classes, y[rows]]).unique()
-
-
-def reference(path, softcap, output):
-    """Loss and slices of both gradients in f64."""
-    import torch
-
-    e, c, y = load(path)
-    (n, _), v, cd = e.shape, c.shape[0], c.double()
-    rows, classes = slices(v, y)
-    counts = y >= 0
-    lse, target = torch.empty(n, dtype=torch.float64, device=args.device), torch.empty(n, dtype=torch.float64, device=args.device)
-    for i in range(0, n, 128):
-        z = capped(e[i : i + 128].double() @ cd.T, softcap)
-        lse[i : i + 128] = z.logsumexp(1)
-        target[i : i + 128] = z.gather(1, y[i : i + 128, None].clamp(min=0))[:, 0]
-
-    def gradient(z, lse, hit):
-        g = ((z - lse).exp() - hit.double()) / counts.sum()
-        return g * (1 - (z / softcap) ** 2) if softcap else g
-
-    z = capped(e[rows].double() @ cd.T, softcap)
-    hit = torch.zeros_like(z, dtype=torch.bool).scatter_(1, y[rows, None], True)
-    d_e = gradient(z, lse[rows, None], hit) @ cd
-    z = capped(e.double() @ cd[classes].T, softcap)
-    d_c = (gradient(z, lse[:, None], y[:, None] == classes[None]) * counts[:, None]).T @ e.double()
-    loss = (lse - target)[counts].mean().item()
-    torch.save({"rows": rows, "classes": classes, "d_e": d_e, "d_c": d_c, "loss": loss}, output)
-
-
-def errors(expected, d_e, d_c):
-    def relative(ours, exact):
-        return ((ours.double() - exact).norm() / exact.norm()).item()
-
-    return relative(d_e[expected["rows"]], expected["d_e"]), relative(d_c[expected["classes"]], expected["d_c"])
-
-
-def check_file(path, expected):
-    """Errors of gradients that `cce run` wrote."""
-    import torch
-    from safetensors.torch import load_file
-
-    tensors = load_file(path, device=args.device)
-    d_e, d_c = errors(torch.load(expected, map_location=args.device), tensors["d_embeddings"], tensors["d_classifier"])
-    print(json.dumps({"error_d_e": d_e, "error_d_c": d_c}))
-
-
-class Gpu:
-    """The clock and the memory of what is measured."""
-
-    def __init__(self):
-        import torch
-
-        self.cuda = torch.cuda
-        self.name = torch.cuda.get_device_name()
-        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-
-    def timed(self, work):
-        for _ in range(HEAD_START):
-            self.flush.zero_()
-        start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def peak(self, work):
-        """Bytes beyond those held before."""
-        held = self.cuda.memory_allocated()
-        self.cuda.reset_peak_memory_stats()
-        work()
-        return self.cuda.max_memory_allocated() - held
-
-    def give_back(self):
-        self.cuda.empty_cache()
-
-
-class Rehearsal:
-    """The processor in its place: the script runs, and what it says of time and memory means nothing."""
-
-    name = "rehearsal on the processor"
-
-    def timed(self, work):
-        start = time.perf_counter()
-        work()
-        return 1e3 * (time.perf_counter() - start)
-
-    def peak(self, work):
-        work()
-        return 0
-
-    def give_back(self):
+def kill(process):
+    """It, and what it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
         pass
 
 
-def checked(expected, loss, error_e, error_c):
-    """What is wrong is not timed. Filters and 16 bits are off by percents, a wrong call by more than everything; NaN fails, too."""
-    off = abs(loss - expected["loss"])
-    if not off <= 1e-2 * max(1.0, abs(expected["loss"])):
-        raise ArithmeticError(f"the loss is {loss}, in f64 {expected['loss']}")
-    if not (error_e <= 0.5 and error_c <= 0.5):
-        raise ArithmeticError(f"relative errors of dE {error_e:.1e} and of dC {error_c:.1e}")
-    return off
-
-
-def worker(name, path, softcap, expected):
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    e, c, y = load(path)
-    e.requires_grad_(), c.requires_grad_()
-    # Some form gradients in the forward wherever an input asks for one, also where none is recorded.
-    e_alone, c_alone = e.detach(), c.detach()
-    compute = PEERS[name][0](softcap)
-    device = Gpu() if args.device == "cuda" else Rehearsal()
-    plane = None
-
-    def both():
-        e.grad = c.grad = None
-        loss = compute(e, c, y)
-        loss.backward()
-        return loss
-
-    def forward():
-        with torch.no_grad():
-            return compute(e_alone, c_alone, y)
-
-    def matmul():
-        with torch.no_grad():
-            torch.mm(e, c.T, out=plane)
-
-    for _ in range(3):  # compiles, tunes
-        loss = both().item()
-    exact = torch.load(expected, map_location=args.device)
-    error_e, error_c = errors(exact, e.grad, c.grad)
-    off = checked(exact, loss, error_e, error_c)
-    # Beyond inputs and gradients.
-    e.grad = c.grad = None
-    peak = device.peak(both) - e.grad.nbytes - c.grad.nbytes
-    forward_runs, forward_error = True, ""
+def call(command, more={}):
+    """What it prints. Fails where it does, after --patience seconds, and at a signal."""
+    process = launched(command, more, stderr=subprocess.PIPE)
+    WAITED_FOR[:] = [lambda: kill(process)]
     try:
-        forward(), forward()
-    except Exception as error:  # a peer without evaluation
-        forward_runs, forward_error = False, repr(error)
-    # The caches of all processes would not fit: each gives back its own before the next starts, and when its turn ends.
-    e.grad = c.grad = None
-    device.give_back()
-    ready = {
-        "error_d_e": error_e, "error_d_c": error_c, "loss": loss, "loss_error": off, "peak_bytes": peak,
-        "forward_error": forward_error, "gpu": device.name,
-    }
-    print(json.dumps(ready), flush=True)
-
-    for _ in sys.stdin:
-        plane = torch.empty(e.shape[0], c.shape[0], dtype=e.dtype, device=args.device)
-        # What was given back is allocated here and not in what is timed.
-        if forward_runs:
-            forward()
-        both(), matmul()
-        before = device.timed(matmul)
-        step = device.timed(both)
-        middle = device.timed(matmul)
-        alone = device.timed(forward) if forward_runs else float("nan")
-        after = device.timed(matmul)
-        plane = e.grad = c.grad = None
-        device.give_back()
-        t = (before + middle) / 2, (middle + after) / 2
-        print(json.dumps({"both": step, "forward": alone, "both_t": step / t[0], "forward_t": alone / t[1], "t": middle}), flush=True)
+        said, errors = process.communicate(timeout=args.patience)
+    finally:
+        kill(process)
+        process.wait()
+        process.stdout.close(), process.stderr.close()
+        WAITED_FOR.clear()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, said, errors)
+    return said
 
 
-# ---- outside ----------------------------------------------------------------------------------------------------------------
+def last_line(error):
+    """Of what a command that failed has said."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{pathlib.Path(error.cmd[0]).name} {error.cmd[1]}: no answer in {error.timeout} s"
+    said = (getattr(error, "stderr", None) or "").strip() or str(error)
+    return said.splitlines()[-1].strip()[-300:]
 
 
 class Turn:
     """A process that works when it is its turn."""
 
-    def __init__(self, name, command, environment):
+    def __init__(self, name, command, more):
         self.name, self.rounds, self.ready, self.error = name, [], None, ""
         file = pathlib.Path(args.out) / name.replace(" ", "_")
-        self.log, self.errors = open(f"{file}.log", "ab"), open(f"{file}.err", "wb")
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=os.environ | environment
-        )
+        self.log, self.errors = open(f"{file}.log", "ab", buffering=0), open(f"{file}.err", "wb")
+        self.process = launched(command, more, stdin=subprocess.PIPE, stderr=self.errors)
 
-    def give_up(self):
-        self.error = f"no answer in {args.patience} s"
-        self.process.kill()
+    def give_up(self, why):
+        self.error = self.error or why
+        kill(self.process)
+
+    def interrupt(self):
+        """At a signal: the round that it is in is lost."""
+        self.give_up("stopped")
 
     def lines(self):
         """Of its output, as long as the next one comes in time."""
+        WAITED_FOR[:] = [self.interrupt]
         while True:
-            timer = threading.Timer(args.patience, self.give_up)
+            timer = threading.Timer(args.patience, self.give_up, [f"no answer in {args.patience} s"])
             timer.start()
             line = self.process.stdout.readline()
             timer.cancel()
@@ -262,7 +112,11 @@ class Turn:
                 break
             self.log.write(line.encode())
             yield line.strip()
-        self.process.wait()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:  # it has closed its output and lives on
+            self.give_up("ended its output and did not exit")
+            self.process.wait()
         self.error = self.error or f"ended with status {self.process.returncode}: {self.last_words()}"
 
     def last_words(self):
@@ -308,33 +162,48 @@ class Turn:
 class PeerTurn(Turn):
     def __init__(self, peer, path, softcap, expected):
         command = python("--worker", peer, "--file", path, "--softcap", str(softcap), "--expected", str(expected))
-        super().__init__(peer, command, PEERS[peer][1])
+        super().__init__(peer, command, environment(peer, args.device))
+
+    def prepare(self):
         self.ready = self.until_json()
 
     def round(self):
         done = self.until_json()
         self.rounds.extend([done] if done else [])
 
+    def end(self):
+        """What it would do at its exit, a crash or nothing for long, says nothing of its rounds."""
+        kill(self.process)
+        self.process.wait()
+        self.log.close(), self.errors.close(), self.process.stdout.close()
+
     def rows(self, shape):
         row = shape | {"method": self.name, "error": self.error}
         if self.ready and self.rounds:
             row |= {key: self.ready[key] for key in ("error_d_e", "error_d_c", "loss", "loss_error", "peak_bytes")}
+            row |= {"threads": self.ready["threads"]} if args.device == "cpu" else {}
             row |= {f"{key}_ms": median([r[key] for r in self.rounds]) for key in ("both", "forward", "t")}
             row |= {key: median([r[key] for r in self.rounds]) for key in ("both_t", "forward_t")}
+            row["error"] = f"after {len(self.rounds)} rounds: {self.error}" if self.error else ""
         return [row]
 
 
 class OurTurn(Turn):
-    def __init__(self, path, softcap, expected):
-        self.path, self.softcap, self.expected = path, softcap, expected
+    def __init__(self, path, softcap):
         self.csv = pathlib.Path(args.out) / "cce.csv"
         self.csv.unlink(missing_ok=True)  # what an earlier run may have left
-        command = [args.cce, "bench", "--backend", "cuda", "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
-        super().__init__("ours", command + ["--methods", "unbiased,exact,evaluation", "--paced", "--csv", str(self.csv)], with_cublas())
+        super().__init__("ours", bench_command(path, softcap) + ["--csv", str(self.csv)], with_cublas())
+
+    def prepare(self):
         self.ready = self.until("ready")
 
     def round(self):
         self.until("done")
+
+    def interrupt(self):
+        """It writes at its end what its rounds took."""
+        if not self.ready:
+            super().interrupt()
 
     def rows(self, shape):
         # A method of ours that was wrong is an error of the process, which has timed the others.
@@ -350,10 +219,9 @@ class OurTurn(Turn):
             row = shape | {"method": f"ours, {method}", "error": ""}
             row |= {"loss": last["loss"], "peak_bytes": last["peak_bytes"], "kept_per_row": last["kept_per_row"]}
             row |= {"forward_ms": phases["forward"]["median_ms"], "forward_t": phases["forward"]["median_ratio"]}
-            row |= {"t_ms": last["matmul_median_ms"]}
+            row |= {"t_ms": last["matmul_median_ms"]} | ({"threads": last["threads"]} if args.device == "cpu" else {})
             if "both" in phases:
                 row |= {"both_ms": last["median_ms"], "both_t": last["median_ratio"]}
-                row |= our_errors(method, self.path, self.softcap, self.expected)
             rows.append(row)
         return rows
 
@@ -363,20 +231,31 @@ def python(*arguments):
 
 
 def with_cublas():
-    """Where our command finds cuBLAS if the loader does not by itself: in the toolkit, or in Python's packages."""
-    package = importlib.util.find_spec("nvidia")
+    """Where our command finds cuBLAS: first in Python's packages, so that T is by the library that PyTorch has, then where the loader looks
+    by itself, then in the toolkit."""
+    package = importlib.util.find_spec("nvidia") if args.device == "cuda" else None
     parents = map(pathlib.Path, package.submodule_search_locations or []) if package else []
-    folders = [pathlib.Path("/usr/local/cuda/lib64"), *(parent / part / "lib" for parent in parents for part in ("cu13", "cublas"))]
-    found = [os.environ.get("LD_LIBRARY_PATH", ""), *(str(folder) for folder in folders if any(folder.glob("libcublas.so*")))]
-    return {"LD_LIBRARY_PATH": ":".join(filter(None, found))}
+    folders = [parent / part / "lib" for parent in parents for part in ("cu13", "cublas")]
+    found = [str(folder) for folder in folders if any(folder.glob("libcublas.so*"))]
+    found += [os.environ.get("LD_LIBRARY_PATH", ""), "/usr/local/cuda/lib64" if args.device == "cuda" else ""]
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, found))} if any(found) else {}
 
 
-def ours(command, **options):
-    return subprocess.run(command, check=True, env=os.environ | with_cublas(), **options)
+def late(share=1.0):
+    """Whether nothing more is begun: a signal came, or this share of --seconds is over."""
+    return bool(STOPPED) or args.seconds is not None and time.monotonic() - STARTED > share * args.seconds
 
 
-def late():
-    return args.seconds is not None and time.monotonic() - STARTED > args.seconds
+def why_late():
+    return "stopped" if STOPPED else f"of {args.seconds:g} seconds {time.monotonic() - STARTED:.0f} are over"
+
+
+def stop(number, _):
+    """The first signal: nothing more is begun, and what was measured is written. The second ends the script."""
+    STOPPED.append(number)
+    signal.signal(number, signal.SIG_DFL)
+    for interrupt in WAITED_FOR:
+        interrupt()
 
 
 def versions():
@@ -393,208 +272,205 @@ def median(values):
     return statistics.median(values) if values else float("nan")
 
 
-def measure(name, tokens, path, softcap, write_so_far):
+def measure(shape, path, write_so_far):
     """Rows of the record for one file of tensors; those of the peers are written after each round, too."""
-    out = pathlib.Path(args.out)
-    expected = out / "expected.pt"
-    subprocess.run(python("--reference", path, "--softcap", str(softcap), "--expected", str(expected)), check=True)
+    softcap, expected = shape["softcap"], pathlib.Path(args.out) / "expected.pt"
+    call(python("--reference", path, "--softcap", str(softcap), "--expected", str(expected)))
+    turns = []
+    try:
+        for make in [lambda: OurTurn(path, softcap), *(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers)]:
+            # The rest is for the rounds: each method that is ready has at least one.
+            if STOPPED or turns and late(0.7):
+                print(f"  no more peers: {why_late()}", flush=True)
+                break
+            turns.append(make())
+            if not args.together:  # what loads, compiles and tunes does not share the machine
+                prepare(turns[-1])
+        for turn in turns if args.together else []:
+            prepare(turn)
+        all_rounds(turns, lambda: write_so_far([row for turn in turns if isinstance(turn, PeerTurn) for row in turn.rows(shape)]))
+        for turn in turns:
+            turn.end()
+        rows = [row for turn in turns for row in turn.rows(shape)]
+        write_so_far(rows)
+        add_our_errors(rows, path, expected)
+        return rows
+    finally:
+        for turn in turns:
+            kill(turn.process)
 
-    shape, turns = {"shape": name, "tokens": tokens, "softcap": softcap}, []
-    # One at a time: what loads and compiles does not share the GPU.
-    for make in [lambda: OurTurn(path, softcap, expected), *(lambda peer=peer: PeerTurn(peer, path, softcap, expected) for peer in args.peers)]:
-        if turns and late():
-            print(f"  no more peers: the {args.seconds} seconds are over", flush=True)
-            break
-        turns.append(make())
-        print(f"  {turns[-1].name}: {turns[-1].error or turns[-1].ready}", flush=True)
+
+def prepare(turn):
+    if STOPPED:
+        turn.interrupt()
+    turn.prepare()
+    print(f"  {time.monotonic() - STARTED:.0f} s, {turn.name}: {turn.error or turn.ready}", flush=True)
+
+
+def all_rounds(turns, write_so_far):
     for number in range(args.rounds):
-        if number and late():
-            print(f"  {number} of {args.rounds} rounds: the {args.seconds} seconds are over", flush=True)
+        if STOPPED or number and late():
+            print(f"  {number} of {args.rounds} rounds: {why_late()}", flush=True)
             break
         first = number % len(turns)
         for turn in turns[first:] + turns[:first]:
-            if turn.ready and not turn.error and turn.go():
+            if turn.ready and not turn.error and not STOPPED and turn.go():
                 turn.round()
-        write_so_far([row for turn in turns if isinstance(turn, PeerTurn) for row in turn.rows(shape)])
-    for turn in turns:
-        turn.end()
-    return [row for turn in turns for row in turn.rows(shape)]
+        write_so_far()
+
+
+def add_our_errors(rows, path, expected):
+    """`cce bench` has checked its gradients. Their errors are information, by a run of their own: what cannot be had is left out."""
+    for row in rows:
+        if row["method"].startswith("ours, ") and "both_ms" in row and not late(1.1):
+            try:
+                row |= our_errors(row["method"].removeprefix("ours, ").split()[0], path, row["softcap"], expected)
+            except (subprocess.SubprocessError, ValueError, IndexError) as error:
+                print(f"  {row['method']}: errors of gradients not known: {last_line(error)}", flush=True)
 
 
 def our_errors(method, path, softcap, expected):
     written = pathlib.Path(args.out) / "gradients.safetensors"
-    command = [args.cce, "run", "--backend", "cuda", "--input", path, "--output", str(written)]
-    command += ["--filter", method.split()[0]] + (["--softcap", str(softcap)] if softcap else [])
+    command = [args.cce, "run", "--backend", args.device, "--input", path, "--output", str(written)]
+    command += ["--filter", method] + (["--softcap", str(softcap)] if softcap else [])
     try:
-        ours(command, capture_output=True, text=True)
-        done = subprocess.run(python("--check", str(written), "--expected", str(expected)), check=True, capture_output=True, text=True)
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        return {"error": (error.stderr or str(error)).strip().splitlines()[-1][:300]}
+        call(command, with_cublas())
+        return json.loads(call(python("--check", str(written), "--expected", str(expected))).strip().splitlines()[-1])
     finally:
         written.unlink(missing_ok=True)
 
 
-COLUMNS = [
-    "shape", "tokens", "vocab", "hidden", "softcap", "method", "forward_ms", "forward_t", "both_ms", "both_t", "t_ms", "peak_bytes",
-    "error_d_e", "error_d_c", "loss", "loss_error", "kept_per_row", "error",
-]
+def sized(name, tokens, vocab, hidden, softcap, dtype):
+    return {"shape": name, "tokens": tokens, "vocab": vocab, "hidden": hidden, "softcap": softcap, "dtype": dtype}
 
 
-def title_of(row):
-    softcap = f" softcap {row['softcap']:g}" if row["softcap"] else ""
-    return f"{row['shape']} N={row['tokens']} V={row['vocab']} D={row['hidden']}{softcap}"
-
-
-def write(rows):
-    out = pathlib.Path(args.out)
-    with (out / "peers.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows({k: v for k, v in row.items() if k in COLUMNS} for row in rows)
-    lines = ["| shape | method | forward | forward + both gradients | ms | peak MiB | dE error | dC error |", "|---|---|---|---|---|---|---|---|"]
-    chart = {}
-    for row in rows:
-
-        def cell(key, form):
-            value = row.get(key, "")
-            return form.format(float(value)) if value not in ("", None) and float(value) == float(value) else ""
-
-        if row.get("error"):
-            lines.append(f"| {title_of(row)} | {row['method']} | did not run: {row['error'].replace('|', '/')} | | | | | |")
-            continue
-        peak = f"{float(row['peak_bytes']) / 2**20:.0f}" if row.get("peak_bytes", "") != "" else ""
-        lines.append(
-            f"| {title_of(row)} | {row['method']} | {cell('forward_t', '{:.2f} T')} | {cell('both_t', '{:.2f} T')} | {cell('both_ms', '{:.2f}')} "
-            f"| {peak} | {cell('error_d_e', '{:.1e}')} | {cell('error_d_c', '{:.1e}')} |"
-        )
-        if row.get("both_t"):
-            chart.setdefault(title_of(row), {})[row["method"]] = float(row["both_t"])
-    lines += [""] + [f"{title}: {best_of(methods)}" for title, methods in chart.items()]
-    if args.device != "cuda":
-        lines.insert(0, "Rehearsed on the processor: no figure here is a measurement.\n")
-    (out / "peers.md").write_text("\n".join(lines) + "\n")
-    (out / "chart.json").write_text(json.dumps(chart, indent=1) + "\n")
-    (out / "peers.svg").write_text(drawn(chart))
-    return "\n".join(lines)
-
-
-def best_of(methods):
-    """Ours with the default filter, and exact, next to the fastest peer."""
-    peers = {name: t for name, t in methods.items() if not name.startswith("ours")}
-    ours = {name: t for name, t in methods.items() if name.startswith("ours")}
-    if not peers or not ours:
-        return "nothing to compare"
-    best = min(peers, key=peers.get)
-    return f"best peer {best} {peers[best]:.2f} T; " + ", ".join(f"{name} {t:.2f} T ({peers[best] / t:.2f} times as fast)" for name, t in ours.items())
-
-
-def drawn(chart):
-    """Bars of forward + both gradients, in multiples of T, as SVG."""
-    bar, left, width, y, parts = 16, 230, 760, 20, []
-    longest = max((t for methods in chart.values() for t in methods.values()), default=1.0)
-    for title, methods in chart.items():
-        parts.append(f'<text x="8" y="{y}" font-weight="bold">{escape(title)}: forward + both gradients</text>')
-        y += 8
-        for name, t in sorted(methods.items(), key=lambda pair: pair[1]):
-            length, color = (width - left - 60) * t / longest, "#2a7" if name.startswith("ours") else "#99a"
-            parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 3}" fill="{color}"/>')
-            parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>')
-            parts.append(f'<text x="{left + length + 4:.1f}" y="{y + 11}">{t:.2f} T</text>')
-            y += bar
-        y += 28
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, f'<rect width="{width}" height="{y}" fill="white"/>', *parts, "</svg>"]) + "\n"
+def described(shape):
+    return f"{report.title_of(shape)}, {args.rounds} rounds" + (f", {args.threads} threads" if args.device == "cpu" else "")
 
 
 def plan():
-    """Name, tensors to generate or the file given, softcap."""
+    """The shapes of what is generated, or of the file given."""
     if args.input:
         with open(args.input, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        (n, d), v = header["embeddings"]["shape"], header["classifier"]["shape"][0]
-        return [(pathlib.Path(args.input).stem, n, v, d, softcap) for softcap in args.softcaps or [0.0]]
-    listed = [(name, TOKENS, v, d, softcap) for name, v, d, softcap in SHAPES]
-    if not args.no_sweep:
+        (n, d), v, dtype = header["embeddings"]["shape"], header["classifier"]["shape"][0], header["embeddings"]["dtype"].lower()
+        return [sized(pathlib.Path(args.input).stem, n, v, d, softcap, dtype) for softcap in args.softcaps or [0.0]]
+    if args.device == "cpu":
+        listed = [(*entry, 0.0) for entry in PROCESSOR_SHAPES]
+    else:
+        listed = [(name, TOKENS, v, d, softcap) for name, v, d, softcap in SHAPES]
+    if args.device == "cuda" and not args.no_sweep and not args.tokens:
         name, v, d, tokens = SWEEP
         listed += [(name, n, v, d, 0.0) for n in tokens]
-    if args.shapes:
-        listed = [entry for entry in listed if entry[0] in args.shapes]
-    return listed
+    listed = [entry for entry in listed if not args.shapes or entry[0] in args.shapes]
+    return [sized(name, args.tokens or n, v, d, softcap, dtype) for name, n, v, d, softcap in listed for dtype in args.dtypes]
 
 
-def generate_command(name, tokens, vocab, hidden, softcap, path):
-    command = [args.cce, "generate", "--backend", "cuda", "--shape", name, "--tokens", str(tokens), "--vocab", str(vocab)]
-    return command + ["--hidden", str(hidden), "--dtype", "bf16", "--softcap", str(softcap), "--output", path]
+def generate_command(shape, path):
+    command = [args.cce, "generate", "--backend", args.device, "--shape", shape["shape"], "--tokens", str(shape["tokens"])]
+    command += ["--vocab", str(shape["vocab"]), "--hidden", str(shape["hidden"]), "--dtype", shape["dtype"]]
+    return command + ["--softcap", str(shape["softcap"]), "--output", path]
+
+
+def bench_command(path, softcap):
+    command = [args.cce, "bench", "--backend", args.device, "--input", path, "--softcap", str(softcap), "--rounds", str(args.rounds)]
+    return command + ["--methods", "unbiased,exact,evaluation", "--paced"]
+
+
+def dry_run(path):
+    for shape in plan():
+        print(f"\n{described(shape)}")
+        if not args.input:
+            print("  " + " ".join(generate_command(shape, path)))
+        for peer in args.peers:
+            print(f"  {peer}", *[f"{key}={value}" for key, value in environment(peer, args.device).items()])
+        print("  " + " ".join(bench_command(path, shape["softcap"])))
+    print(f"\nnothing was run; a run writes peers.csv, peers.md, peers.svg, chart.json, machine.txt and logs to {args.out}")
+
+
+def machine():
+    """What is found in it, for the record."""
+    found = [f"{package} {version}" for package, version in versions().items()] + [f"load average {os.getloadavg()}"]
+    tools = [["lscpu"]] if args.device == "cpu" else [["nvidia-smi"], ["nvidia-smi", "-q", "-d", "CLOCK"]]
+    for command in [*tools, [args.cce, "--version"], [args.cce, "info", "--shape", "gemma2_2b"]]:
+        try:
+            found.append(call(command, with_cublas()))
+        except (OSError, subprocess.SubprocessError) as error:
+            found.append(f"{command[0]}: {last_line(error)}")
+    return "\n".join(found)
 
 
 def main():
     print("python", sys.version.split()[0], *[f"{package} {version}" for package, version in versions().items()], sep="\n  ")
     out = pathlib.Path(args.out)
     path = args.input or str(out / "tensors.safetensors")
+    if not plan():
+        sys.exit(f"none of these shapes is for --device {args.device}")
     if args.dry_run:
-        for name, tokens, vocab, hidden, softcap in plan():
-            print(f"\n{name}: N={tokens} V={vocab} D={hidden} softcap {softcap:g}, {args.rounds} rounds")
-            if not args.input:
-                print("  " + " ".join(generate_command(name, tokens, vocab, hidden, softcap, path)))
-            for peer in args.peers:
-                print(f"  {peer}", *[f"{key}={value}" for key, value in PEERS[peer][1].items()])
-            print(f"  {args.cce} bench --backend cuda --input {path} --methods unbiased,exact,evaluation")
-        print(f"\nnothing was run; a run writes peers.csv, peers.md, peers.svg, chart.json, machine.txt and logs to {out}")
-        return
+        return dry_run(path)
     if shutil.which(args.cce) is None:
-        sys.exit(f"{args.cce} is not there: cargo build --release --features cli,cublas --bin cce")
+        sys.exit(f"{args.cce} is not there: cargo build --release --features cli{',cublas' if args.device == 'cuda' else ''} --bin cce")
     out.mkdir(parents=True, exist_ok=True)
-    machine = [f"{package} {version}" for package, version in versions().items()]
-    for command in (["nvidia-smi"], ["nvidia-smi", "-q", "-d", "CLOCK"], [args.cce, "info", "--shape", "gemma2_2b"]):
-        try:
-            machine.append(subprocess.run(command, capture_output=True, text=True, env=os.environ | with_cublas()).stdout)
-        except OSError as error:
-            machine.append(f"{command[0]}: {error}")
-    (out / "machine.txt").write_text("\n".join(machine))
+    signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
+    if args.device == "cpu":  # of ours and of PyTorch
+        os.environ.update({name: str(args.threads) for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")})
+    (out / "machine.txt").write_text(machine())
     rows = []
-    for name, tokens, vocab, hidden, softcap in plan():
-        print(f"\n{name}: N={tokens} V={vocab} D={hidden} softcap {softcap:g}", flush=True)
-        sizes = {"tokens": tokens, "vocab": vocab, "hidden": hidden}
+    for shape in plan():
+        print(f"\n{described(shape)}", flush=True)
         if late():
-            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": f"not begun: the {args.seconds} seconds were over"})
+            rows.append(shape | {"method": "all", "error": f"not begun: {why_late()}"})
             continue
         try:
             if not args.input:
-                ours(generate_command(name, tokens, vocab, hidden, softcap, path), stderr=subprocess.PIPE, text=True)
-            rows += [sizes | row for row in measure(name, tokens, path, softcap, lambda found: write(rows + [sizes | row for row in found]))]
-        except subprocess.CalledProcessError as error:  # the tensors or their reference: the other shapes go on
-            said = ((error.stderr or "").strip() or str(error)).splitlines()[-1]
-            rows.append(sizes | {"shape": name, "softcap": softcap, "method": "all", "error": said[-300:]})
-        write(rows)
-    print(write(rows))
+                call(generate_command(shape, path), with_cublas())
+            rows += measure(shape, path, lambda found: report.write(rows + found, out, args.device))
+        except subprocess.SubprocessError as error:  # the tensors or their reference: the other shapes go on
+            rows.append(shape | {"method": "all", "error": "stopped" if STOPPED else last_line(error)})
+        report.write(rows, out, args.device)
+    print(report.write(rows, out, args.device))
     if not args.input:
         pathlib.Path(path).unlink(missing_ok=True)
 
 
-if __name__ == "__main__":
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cce", default="target/release/cce", help="our command, built with --features cli,cublas")
+    parser.add_argument("--cce", default="target/release/cce", help="our command, built with --features cli,cublas; for the processor cli")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="what computes")
     parser.add_argument("--input", help="tensors `embeddings`, `classifier`, `targets` in place of generated ones")
     parser.add_argument("--softcap", dest="softcaps", type=float, action="append", help="for --input")
-    parser.add_argument("--shapes", nargs="*", help="only shapes of these names")
+    names = dict.fromkeys(entry[0] for entry in SHAPES + PROCESSOR_SHAPES)
+    parser.add_argument("--shapes", nargs="*", choices=list(names), help="only shapes of these names")
+    parser.add_argument("--tokens", type=int, help="N of all shapes, in place of their own")
+    parser.add_argument("--dtype", dest="dtypes", nargs="*", choices=["bf16", "f32"], help="of what is generated: bf16, on the processor both")
+    parser.add_argument("--threads", type=int, help="on the processor, of each method: by default as many as it may use")
     parser.add_argument("--no-sweep", action="store_true", help="8192 tokens only")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="by default all, on the processor those that it can run")
+    parser.add_argument("--rounds", type=int, help="10, on the processor 5")
     parser.add_argument("--patience", type=int, default=900, help="seconds until a process that says nothing is given up")
-    parser.add_argument("--seconds", type=float, help="begin no shape, no peer and no round but a first after so many seconds")
+    parser.add_argument("--seconds", type=float, help="begin no shape and no round but a first after so many seconds, no peer after 70 %% of them")
+    parser.add_argument("--together", action="store_true", help="all load and compile at once: quicker, but not for what tunes itself by time")
     parser.add_argument("--out", default="peers-record")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal of the script, on tiny tensors of --input")
     parser.add_argument("--dry-run", action="store_true", help="print versions and the plan")
     for hidden_option in ("--worker", "--file", "--expected", "--reference", "--check"):
         parser.add_argument(hidden_option, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    given = parser.parse_args()
+    on_processor = given.device == "cpu"
+    given.dtypes = given.dtypes or (["bf16", "f32"] if on_processor else ["bf16"])
+    given.peers = (ON_PROCESSOR if on_processor else list(PEERS)) if given.peers is None else given.peers
+    given.rounds = (5 if on_processor else 10) if given.rounds is None else given.rounds
+    given.threads = given.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    return given
+
+
+if __name__ == "__main__":
+    args = arguments()
     cap = (args.softcaps or [0.0])[0]
     if args.reference:
-        reference(args.reference, cap, args.expected)
+        worker.reference(args.reference, cap, args.expected, args.device)
     elif args.check:
-        check_file(args.check, args.expected)
+        worker.check_file(args.check, args.expected, args.device)
     elif args.worker:
-        worker(args.worker, args.file, cap, args.expected)
+        worker.work(args.worker, args.file, cap, args.expected, args.device)
     else:
         main()

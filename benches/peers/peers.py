@@ -101,6 +101,8 @@ def apple(impl):
 UNCHECKED = {"LIGER_SCALED_CE_SM90_VALIDATE_TARGETS": "0"}  # no wait for the device to look at the targets
 # Tiles by measurement on this GPU. Not its authors' choice: forward and backward then round their logits differently.
 TUNED = {"CCE_AUTOTUNE": "1"}
+# On a processor large tensors then come in huge pages, where the system leaves that to the program: fewer page faults.
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 # name: what makes the loss, and the environment of its process
 PEERS = {
     "torch eager": (torch_eager, {}),
@@ -118,3 +120,9 @@ PEERS = {
     "Apple CCE Kahan full C": (apple("cce_kahan_full_c"), {}),
     "Apple CCE exact": (apple("cce_exact"), {}),
 }
+# Those that a processor can run.
+ON_PROCESSOR = ["torch eager", "torch.compile", "torch linear_cross_entropy", "torch linear_cross_entropy large"]
+
+
+def environment(name, device):
+    return PEERS[name][1] | (HUGE_PAGES if device == "cpu" else {})
