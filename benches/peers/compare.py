@@ -48,7 +48,7 @@ PACKAGES = ["torch", "triton", "liger-kernel", "quack-kernels", "cut-cross-entro
 
 def launched(command, more, **options):
     """In a group of its own, with what it starts: that would hold its output open, and a terminal's interrupt is ours alone."""
-    return subprocess.Popen(command, env=os.environ | more, text=True, start_new_session=True, stdout=subprocess.PIPE, **options)
+    return subprocess.Popen(command, env=os.environ | more, text=True, process_group=0, stdout=subprocess.PIPE, **options)
 
 
 def kill(process):
