@@ -68,6 +68,7 @@ pub(crate) struct Right {
 
 /// `dst = left · right`, or `dst += left · right`, of some rows of `left`, the first of which begins a panel. In the calling thread.
 pub(crate) fn multiply(dst: &mut ViewMut<'_>, accumulate: bool, left: &Left, rows: Range<usize>, right: &Right) {
+    assert!(multiplies_bf16(), "whoever packs operands asks before");
     assert!(rows.start.is_multiple_of(LEFT) && rows.end <= left.rows && left.steps == right.steps);
     assert_eq!(dst.size(), (rows.len(), right.columns));
     let steps = left.steps;
@@ -161,6 +162,7 @@ impl Left {
 impl Right {
     /// Classes as columns: the classifier's rows, transposed, [D, classes].
     pub fn classes(&mut self, classifier: TypedMatrix<'_, bf16>, classes: Range<usize>) {
+        assert!(multiplies_bf16(), "whoever packs operands asks before");
         self.resize(classifier.columns, classes.len());
         let steps = self.steps;
         for (k, panel) in self.pairs.chunks_exact_mut((RIGHT * steps).max(1)).enumerate() {

@@ -1,4 +1,4 @@
-//! The instructions themselves. Callers have operands in panels, which are made only where [`super::multiplies_bf16`] says so.
+//! The instructions themselves. Their callers, [`super::multiply`] and [`super::Right::classes`], assert [`super::multiplies_bf16`].
 
 use super::{LEFT, RIGHT};
 use half::bf16;
@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 /// `sums[r][c] = Σ_k left[k][r] · right[k][c]`, a sum of two products a pair.
 pub fn multiply(sums: &mut [f32; LEFT * RIGHT], left: &[u32], right: &[u32]) {
     assert_eq!(left.len() / LEFT, right.len() / RIGHT);
-    // SAFETY: the operands are packed, so `multiplies_bf16` has been asked.
+    // SAFETY: the caller has asserted that the processor has these instructions.
     unsafe { multiply_panels(sums, left, right) }
 }
 
