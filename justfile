@@ -32,6 +32,10 @@ emulator-deepgemm:
 check-kernels *arguments:
     python3 kernels/check.py {{arguments}}
 
+# whether the library and the command compile for other systems (rustup adds their standard libraries)
+platforms:
+    sh tools/platforms.sh
+
 # times as multiples of one matmul, at the shapes of the README
 bench:
     cargo run --release --features cli --bin cce -- bench

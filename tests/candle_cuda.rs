@@ -1,5 +1,6 @@
 //! The candle operation on CUDA tensors, on the emulated GPU: forward and candle's own backward against the same on the CPU.
 //! `sh emulator/candle.sh` builds candle with CUDA and runs this.
+#![cfg(target_os = "linux")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use cut_cross_entropy::candle::{linear_cross_entropy, linear_nll_and_lse};

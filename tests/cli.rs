@@ -489,7 +489,7 @@ fn generated_inputs_are_the_benchmarks_own() {
 }
 
 /// T, the baseline where the build had an nvcc, and the check of all: by the driver and cuBLAS that the emulator stands in for.
-#[cfg(feature = "cublas")]
+#[cfg(all(feature = "cublas", target_os = "linux"))]
 #[test]
 fn bench_runs_on_the_emulated_gpu_and_keeps_to_small_shapes() {
     let directory = tempfile::tempdir().expect("a directory");

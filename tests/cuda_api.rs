@@ -1,6 +1,6 @@
 //! The CUDA backend's own interface, on the emulated GPU with its checker on: device tensors, raw addresses, streams, graphs,
 //! what it allocates and launches, and what it does with targets that nobody could check beforehand.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

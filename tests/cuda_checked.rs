@@ -1,6 +1,6 @@
 //! The CUDA backend on the emulated GPU with the checker on, under schedules that a real GPU would rarely show: a race, a read
 //! of memory that nobody wrote, an access out of bounds or a deadlock fails the launch, and with it the case.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

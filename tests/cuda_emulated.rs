@@ -1,7 +1,7 @@
 //! The portable kernels, by the unchanged host code, on the emulated GPU, against the oracle: the whole suite, without the checker,
 //! which takes three times as long. `cuda_checked.rs` runs part of it with the checker on. All gradients are gathered here; products
 //! of tiles are those of `cuda_tiles.rs`.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 #[macro_use]
 mod common;

@@ -1,6 +1,6 @@
 //! Exact rows beside sparse ones, on the emulated GPU with the checker on, against the oracle: what both give to a class is one sum, and
 //! more exact rows than accumulators come in panels. `CCE_CASES=popular,panels` picks some. And chunks and slices of the portable kernels.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

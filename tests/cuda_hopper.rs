@@ -1,6 +1,6 @@
 //! The Hopper kernels on the emulated GPU with the checker on, against the oracle: every case that fits it, in 16 bits, each
 //! under one filter, one schedule and one tuning in rotation (`CCE_CASES=bias,f16` picks some); and who does what, on the device and in the plan.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Row blocks whose candidates outgrow their room, on the emulated GPU: with the unbiased filter they do the round again with
 //! a larger ε, and are exact only where that does not help; with a threshold they are exact.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

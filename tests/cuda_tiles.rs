@@ -1,6 +1,6 @@
 //! Sparse gradients as products of tiles by tensor cores, on the emulated GPU with the checker on, against the oracle: each case in 16
 //! bits that fits them, under one filter and one schedule in rotation (`CCE_CASES=bias,f16` picks some).
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

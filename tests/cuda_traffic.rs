@@ -1,5 +1,5 @@
 //! What the plan claims that the kernels read and multiply, against what the emulated GPU counts.
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 mod common;
 

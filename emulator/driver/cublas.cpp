@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../include/binary16.hpp"
+
 #define API extern "C" __attribute__((visibility("default"))) int
 
 namespace {
@@ -14,7 +16,7 @@ enum : int { F32 = 0, F16 = 2, BF16 = 14 };                                     
 float load(const void* p, int type, size_t i) {
     if (type == F32) return ((const float*)p)[i];
     const uint16_t bits = ((const uint16_t*)p)[i];
-    if (type == F16) { _Float16 x; std::memcpy(&x, &bits, 2); return float(x); }
+    if (type == F16) { emu::Binary16 x; std::memcpy(&x, &bits, 2); return float(x); }
     const uint32_t wide = uint32_t(bits) << 16;
     float x;
     std::memcpy(&x, &wide, 4);
@@ -22,7 +24,7 @@ float load(const void* p, int type, size_t i) {
 }
 void store(void* p, int type, size_t i, float x) {
     if (type == F32) { ((float*)p)[i] = x; return; }
-    if (type == F16) { const _Float16 h = _Float16(x); std::memcpy((uint16_t*)p + i, &h, 2); return; }
+    if (type == F16) { const emu::Binary16 h = emu::Binary16(x); std::memcpy((uint16_t*)p + i, &h, 2); return; }
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     if (x == x) bits += 0x7fff + (bits >> 16 & 1);

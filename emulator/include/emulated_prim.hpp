@@ -1,6 +1,7 @@
 // The emulator's implementation of kernels/prim: same names, same contracts, each a call into the functional SM. The last
 // argument of each is filled in by the compiler, so that reports name the kernel's line.
 #pragma once
+#include "binary16.hpp"
 #include "cuda.hpp"
 #include "types.cuh"
 
@@ -14,14 +15,14 @@ inline u32 f32_bits(float x) { return __builtin_bit_cast(u32, x); }
 inline float bits_f32(u32 x) { return __builtin_bit_cast(float, x); }
 inline float to_f32(float x) { return x; }
 inline float to_f32(bf16 x) { return bits_f32(u32(x.bits) << 16); }
-inline float to_f32(f16 x) { return float(__builtin_bit_cast(_Float16, x.bits)); }
+inline float to_f32(f16 x) { return float(__builtin_bit_cast(emu::Binary16, x.bits)); }
 template <class T> T from_f32(float x);
 template <> inline float from_f32<float>(float x) { return x; }
 template <> inline bf16 from_f32<bf16>(float x) {
     u32 u = f32_bits(x);
     return {(u & 0x7fffffffu) > 0x7f800000u ? u16(0x7fff) : u16((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
 }
-template <> inline f16 from_f32<f16>(float x) { return {x != x ? u16(0x7fff) : __builtin_bit_cast(u16, _Float16(x))}; }
+template <> inline f16 from_f32<f16>(float x) { return {x != x ? u16(0x7fff) : __builtin_bit_cast(u16, emu::Binary16(x))}; }
 template <class T> inline u32 pack2(float lo, float hi) { return from_f32<T>(lo).bits | u32(from_f32<T>(hi).bits) << 16; }
 template <class T> inline float unpack_lo(u32 x) { return to_f32(T{u16(x & 0xffffu)}); }
 template <class T> inline float unpack_hi(u32 x) { return to_f32(T{u16(x >> 16)}); }

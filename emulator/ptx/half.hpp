@@ -7,8 +7,8 @@ namespace emu::ptx {
 struct F16 {
     uint16_t bits;
     F16() = default;
-    explicit F16(float x) : bits(x != x ? uint16_t(0x7fff) : as<uint16_t>(reg(_Float16(x)))) {}
-    operator float() const { return float(as<_Float16>(bits)); }
+    explicit F16(float x) : bits(x != x ? uint16_t(0x7fff) : as<uint16_t>(reg(Binary16(x)))) {}
+    operator float() const { return float(as<Binary16>(bits)); }
 };
 struct BF16 {
     uint16_t bits;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "../include/binary16.hpp"
 #include "../include/host.hpp"
 
 namespace emu::ptx {

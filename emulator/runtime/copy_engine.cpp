@@ -10,7 +10,7 @@ template <class T, class F> static void combine(T* p, F f) {
     while (!__atomic_compare_exchange_n(p, &old, f(old), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 static uint16_t narrow(Format f, float x) {
-    if (f == kF16) { _Float16 h = _Float16(x); uint16_t r; std::memcpy(&r, &h, 2); return r; }
+    if (f == kF16) { Binary16 h = Binary16(x); uint16_t r; std::memcpy(&r, &h, 2); return r; }
     uint32_t u;
     std::memcpy(&u, &x, 4);
     return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fff : uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16);

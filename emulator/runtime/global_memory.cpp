@@ -8,7 +8,7 @@
 
 namespace emu {
 namespace {
-constexpr size_t kHeap = size_t(4) << 40;               // of addresses: never used twice, so that a stale pointer faults
+size_t heap_bytes = size_t(4) << 40;                     // of addresses: never used twice, so that a stale pointer faults
 struct Alloc {
     uintptr_t base;
     size_t bytes, span;
@@ -45,13 +45,13 @@ uint32_t last_launch = 0;
 
 Alloc* find(uintptr_t a, size_t n) {
     uintptr_t lo = heap_lo.load(std::memory_order_acquire);
-    if (!lo || a - lo >= kHeap) return nullptr;
+    if (!lo || a - lo >= heap_bytes) return nullptr;
     Alloc* al = pages[(a - lo) / kPage].load(std::memory_order_acquire);
     return al && a >= al->base && a + n <= al->base + al->bytes ? al : nullptr;
 }
 }  // namespace
 
-bool in_heap(const void* p) { uintptr_t lo = heap_lo.load(std::memory_order_acquire); return lo && (uintptr_t)p - lo < kHeap; }
+bool in_heap(const void* p) { uintptr_t lo = heap_lo.load(std::memory_order_acquire); return lo && (uintptr_t)p - lo < heap_bytes; }
 bool owned(uintptr_t a, size_t n) { return find(a, n); }
 
 uint32_t begin_launch() {
@@ -73,13 +73,15 @@ void end_launch() { launches.unlock_shared(); }
 void* device_alloc(size_t bytes) {
     std::lock_guard<std::mutex> lock(heap_mutex);
     if (!heap_lo) {
-        pages = (std::atomic<Alloc*>*)reserve(kHeap / kPage * sizeof(*pages), PROT_READ | PROT_WRITE);
-        uintptr_t lo = (uintptr_t)reserve(kHeap, PROT_NONE);
+        void* heap;
+        while ((heap = reserve(heap_bytes, PROT_NONE)) == MAP_FAILED) heap_bytes /= 2;      // there are machines with fewer addresses
+        pages = (std::atomic<Alloc*>*)reserve(heap_bytes / kPage * sizeof(*pages), PROT_READ | PROT_WRITE);
+        uintptr_t lo = (uintptr_t)heap;
         heap_top = lo + kPage;
         heap_lo.store(lo, std::memory_order_release);
     }
     size_t round = (bytes + 255) / 256 * 256, span = (round + kPage - 1) / kPage * kPage;
-    if (heap_top + span + kPage > heap_lo + kHeap) return nullptr;
+    if (heap_top + span + kPage > heap_lo + heap_bytes) return nullptr;
     uintptr_t lo = heap_top, end = lo + span;
     mprotect((void*)lo, span, PROT_READ | PROT_WRITE);
     std::memset((void*)lo, 0xff, span);

@@ -7,7 +7,7 @@ namespace emu {
 
 float to_float(Format f, uint32_t bits) {
     uint32_t u = f == kBf16 ? bits << 16 : bits;
-    if (f == kF16) { uint16_t h = uint16_t(bits); _Float16 x; std::memcpy(&x, &h, 2); return float(x); }
+    if (f == kF16) { uint16_t h = uint16_t(bits); Binary16 x; std::memcpy(&x, &h, 2); return float(x); }
     if (f == kTf32) u &= 0xffffe000u;                // the tensor core drops the low 13 bits
     float r;
     std::memcpy(&r, &u, 4);

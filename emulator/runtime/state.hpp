@@ -7,6 +7,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "../include/binary16.hpp"
 #include "../include/host.hpp"
 #include "banks.hpp"
 #include "clock.hpp"

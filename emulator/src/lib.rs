@@ -3,6 +3,7 @@
 //!
 //! Call [`install`] before the first CUDA call of the process. Without it, `LD_LIBRARY_PATH` set to [`library_dir`] does the same for a
 //! program that does not know of the emulator.
+#![cfg(target_os = "linux")]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! What the checker says of kernels that are wrong in one line, and that it says nothing where they are right.
+#![cfg(target_os = "linux")]
 
 mod common;
 

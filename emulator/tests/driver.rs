@@ -1,4 +1,5 @@
 //! The driver's own behaviour: limits, failures, graphs, streams of several threads.
+#![cfg(target_os = "linux")]
 
 mod common;
 

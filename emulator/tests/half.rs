@@ -1,4 +1,5 @@
 //! Arithmetic of 16-bit floats, interpreted from PTX, against exact integers: a library's kernels add up gradients in them.
+#![cfg(target_os = "linux")]
 
 mod common;
 

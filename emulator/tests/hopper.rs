@@ -1,4 +1,5 @@
 //! Clusters, the register pool, bulk copies: kernels that are right, and what is said of each that is wrong in one line.
+#![cfg(target_os = "linux")]
 
 mod common;
 

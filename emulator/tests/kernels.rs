@@ -1,4 +1,5 @@
 //! The example kernels through cudarc, unchanged, against the emulated driver.
+#![cfg(target_os = "linux")]
 
 mod common;
 

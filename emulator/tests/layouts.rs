@@ -11,6 +11,7 @@
 //! | `atom/copy_traits_sm90_tma_swizzle.hpp` | 1842253 |
 //!
 //! One thing no product can show: an order of k that A and B share.
+#![cfg(target_os = "linux")]
 
 mod common;
 

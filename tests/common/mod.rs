@@ -9,7 +9,7 @@ pub mod compare;
 #[macro_use]
 pub mod conformance;
 pub mod data;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", target_os = "linux"))]
 pub mod emulated;
 pub mod expected;
 pub mod naive;

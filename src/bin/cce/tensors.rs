@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use cut_cross_entropy::{HostBuffer, HostSlice};
 use safetensors::tensor::{Dtype, Metadata, View, serialize_to_file};
 use std::borrow::Cow;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -223,10 +223,11 @@ pub fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 /// Writes all tensors to a temporary file beside `path` and renames it: `path` is whole or untouched.
 pub fn write(path: &Path, outputs: &[Output<'_>]) -> anyhow::Result<()> {
-    let temporary = temporary_beside(path)?;
+    // Closed: Windows does not let a file that is open here be truncated by its name.
+    let temporary = temporary_beside(path)?.into_temp_path();
     let write = || -> anyhow::Result<()> {
-        serialize_to_file(outputs.iter().map(|o| (o.name, o)), None, temporary.path())?;
-        temporary.as_file().sync_all()?;
+        serialize_to_file(outputs.iter().map(|o| (o.name, o)), None, &temporary)?;
+        OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
