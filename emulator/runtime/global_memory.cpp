@@ -74,7 +74,8 @@ void* device_alloc(size_t bytes) {
     std::lock_guard<std::mutex> lock(heap_mutex);
     if (!heap_lo) {
         void* heap;
-        while ((heap = reserve(heap_bytes, PROT_NONE)) == MAP_FAILED) heap_bytes /= 2;      // there are machines with fewer addresses
+        while ((heap = reserve(heap_bytes, PROT_NONE)) == MAP_FAILED)         // there are machines with fewer addresses
+            if ((heap_bytes /= 2) < kPage) return nullptr;
         pages = (std::atomic<Alloc*>*)reserve(heap_bytes / kPage * sizeof(*pages), PROT_READ | PROT_WRITE);
         uintptr_t lo = (uintptr_t)heap;
         heap_top = lo + kPage;

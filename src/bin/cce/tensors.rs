@@ -223,7 +223,7 @@ pub fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 /// Writes all tensors to a temporary file beside `path` and renames it: `path` is whole or untouched.
 pub fn write(path: &Path, outputs: &[Output<'_>]) -> anyhow::Result<()> {
-    // Closed: Windows does not let a file that is open here be truncated by its name.
+    // Closed: Wine, at least, does not let a file that is open here be truncated by its name.
     let temporary = temporary_beside(path)?.into_temp_path();
     let write = || -> anyhow::Result<()> {
         serialize_to_file(outputs.iter().map(|o| (o.name, o)), None, &temporary)?;
